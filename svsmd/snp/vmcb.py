@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""The VMCB of an SNP guest: what is left of it to the host (24593, appendix B, tables B-1, B-4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svsmd.snp.types import Vmpl
+
+
+@dataclass(slots=True)
+class Vmcb:
+    """Control block of one VMPL of one vCPU.
+
+    The register state is not here but in the VMSA that `vmsa_spa` names.
+    """
+
+    vmsa_spa: int
+    """Page of the VMSA (offset 0x108, VMSA_PTR)."""
+    ghcb_msr: int = 0
+    """Value of the guest's GHCB MSR C001_0130 (offset 0x0A0)."""
+    v_irq: int | None = None
+    """Vector to be delivered when the guest takes interrupts; None once it was delivered."""
+    v_nmi: bool = False
+    """An NMI is to be delivered; False once it was."""
+    intercept_rdtsc: bool = False
+    """RDTSC and RDTSCP end as #VC in the guest."""
+    loaded_vmpl: Vmpl = Vmpl.VMPL0
+    """VMPL of the VMSA that the last VMRUN loaded."""
