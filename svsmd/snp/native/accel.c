@@ -1,0 +1,656 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Hot callbacks of the CPU engine.
+ *
+ * Everything in here has a reference in Python (svsmd/snp/cpu_unicorn.py) that behaves the same;
+ * both run under the same tests. Nothing here knows about SEV-SNP policy: it counts instructions,
+ * stops at deadlines, and turns the engine's events into exits.
+ *
+ * The clock. Each translation block calls on_block() before its first instruction. The block's
+ * instruction count is added in advance; when the block is left early, the instructions that did
+ * not run are taken off again (settle()). Both numbers come from the translator's own records, so
+ * they are exact whatever the block boundaries are.
+ *
+ * Deadlines are taken at canonical boundaries only: before an instruction that does not follow its
+ * predecessor in memory, or that lies on another page. Translation blocks always start there, with
+ * or without a debugger, so a deadline falls on the same instruction however the code was cut.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct uc_struct uc_engine;
+
+/* The part of the translator's block record that is read here (checked by the engine's self-test). */
+struct block {
+	uint64_t pc;      /* linear address of the first instruction */
+	uint64_t cs_base;
+	uint32_t flags;
+	uint16_t size;    /* bytes of guest code */
+	uint16_t icount;  /* guest instructions */
+	uint32_t cflags;
+	uint32_t dstate;
+	uint8_t *code;    /* host code; the instruction records follow it */
+	size_t code_size;
+	void *original;
+	uintptr_t page_next[2];
+	uint64_t page[2]; /* RAM offset of the guest code */
+};
+
+enum { BLOCK_ALIGN = 64, CODE_PROBES = 4 };
+
+enum stop_reason {
+	STOP_NONE,
+	STOP_DEADLINE,
+	STOP_REQUESTED,
+	STOP_EXIT,
+	STOP_BROKEN,
+	STOP_VMGEXIT,
+};
+
+/* Why the engine's own code raised #DB. */
+enum trap { TRAP_NONE, TRAP_BREAKPOINT, TRAP_SHARED_FETCH };
+
+enum { RAX = 0, RCX = 1, RDX = 2, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STRIDE = 24 };
+
+#define EFER_SCE (1u << 0)
+#define EFLAGS_TF (1u << 8)
+#define EFLAGS_IF (1u << 9)
+#define EFLAGS_NT (1u << 14)
+#define EFLAGS_RF (1u << 16)
+#define EFLAGS_VM (1u << 17)
+#define EFLAGS_IOPL(flags) ((flags) >> 12 & 3)
+#define EFLAGS_ARITHMETIC 0x8d5u /* the engine keeps these, and DF, apart */
+#define EFLAGS_DF (1u << 10)
+#define CC_OP_EFLAGS 1
+#define HF_CPL 3u
+#define HF_INHIBIT_IRQ (1u << 3)
+#define HF_CS32 (1u << 4)
+#define HF_SS32 (1u << 5)
+#define HF_ADDSEG (1u << 6)
+#define HF_LMA (1u << 14)
+#define HF_CS64 (1u << 15)
+#define HF_SMAP (1u << 23)
+#define INTERRUPT_VIRQ 0x100u
+#define MSR_GHCB 0xc0010130u
+#define MSR_SEV_STATUS 0xc0010131u
+#define MSR_EFER 0xc0000080u
+/* Vectors that push an error code (24593, table 8-1): 8, 10-14, 17, 21, 29, 30. */
+#define HAS_ERROR_CODE 0x60227d00u
+
+/* The engine's address spaces: supervisor with and without SMAP, and user. */
+enum { MMU_SMAP = 0, MMU_USER = 1, MMU_NO_SMAP = 2 };
+
+enum { VC_RDTSC = 0x6e, VC_RDTSCP = 0x87 };
+
+enum {
+	EXIT_EXCEPTION = 0x140,
+	EXIT_DB = 0x141,
+	EXIT_UD = 0x146,
+	EXIT_PF = 0x14e,
+	EXIT_VC = 0x15d,
+	EXIT_VINTR = 0x164,
+	EXIT_RDTSC = 0x16e,
+	EXIT_RDPMC = 0x16f,
+	EXIT_CPUID = 0x172,
+	EXIT_INVD = 0x176,
+	EXIT_MSR = 0x17c,
+	EXIT_VMMCALL = 0x181,
+	EXIT_WBINVD = 0x189,
+	EXIT_MONITOR = 0x18a,
+	EXIT_MWAIT = 0x18b,
+	VECTOR_DB = 1,
+	VECTOR_UD = 6,
+	VECTOR_PF = 14,
+	VECTOR_VC = 29,
+};
+
+/* Shared with svsmd/snp/cpu_unicorn.py: class _Shared. Keep the order. */
+struct shared {
+	uint64_t ticks;         /* guest instructions retired, plus what others charged */
+	uint64_t deadline;      /* absolute tick of the host's next event */
+	uint64_t slice_end;     /* absolute tick after which the owner wants the machine back */
+	uint64_t previous_end;  /* linear address behind the last instruction of the last block */
+	uint64_t previous_page; /* its page number */
+	struct block *block;    /* block that is being executed, NULL after settle() */
+	uint8_t *env;           /* architectural state */
+	uint64_t header;        /* bytes between a block record and its host code */
+	uint32_t stop;          /* set by anyone: give the machine back at the next block */
+	uint32_t stopped;       /* enum stop_reason */
+	uint32_t first;         /* no block has run since the start */
+	uint32_t stepping;      /* the engine's single-step flag is on */
+	uint32_t eip;           /* offsets into env */
+	uint32_t cs_base;
+	uint32_t error_code;
+	uint32_t exception_is_int;
+	uint32_t io_port, io_size, io_is_in, io_value;
+	uint32_t trap, padding;
+	uint64_t skip_breakpoint; /* linear address whose breakpoint is passed once */
+	uint64_t blocks;        /* statistics */
+	uint64_t exits;
+	const uint8_t *assigned; /* one byte a RAM page: the RMP says it is a guest's */
+	uint32_t regs, eflags, cc_src, cc_op, df, hflags, segs, efer;
+	uint32_t star, lstar, cstar, fmask;
+	uint32_t cr, gdt, idt, tr;
+	uint32_t fast;          /* events that need no decision are served here */
+	uint32_t rdtsc_exits;   /* RDTSC is a #VC */
+	int32_t v_irq;          /* vector that waits for the interrupt window, or -1 */
+	uint32_t insn_length;   /* bytes of the instruction that the last exit names */
+	uint64_t ghcb_msr;
+	uint32_t delivering;    /* enum: a delivery is under way; its accesses may fault */
+	uint32_t event_code;    /* what is being delivered, should Python have to do it */
+	uint32_t event_error, tsc_aux;
+	uint64_t event_address;
+	uint32_t generated;     /* the next block was translated just now */
+	uint32_t padding_2;
+	uint8_t *ram;           /* host address of RAM offset 0 */
+	void *cpu;
+	void (*reset_dirty)(void *cpu, uintptr_t start, uint64_t length);
+	uint64_t *exit_info_2;
+	uint32_t *interrupt_request;
+	uint64_t (*load64)(void *env, uint64_t address, int mmu_index, uintptr_t return_address);
+	uint32_t (*load8)(void *env, uint64_t address, int mmu_index, uintptr_t return_address);
+	void (*store64)(void *env, uint64_t address, uint64_t value, int mmu_index,
+			uintptr_t return_address);
+	int (*emu_stop)(uc_engine *);
+	uint64_t (*read_eflags)(void *env);
+	void (*raise)(void *env, int vector, int error_code, uintptr_t return_address);
+	void (*exit_handler)(uint32_t code); /* Python */
+};
+
+static inline void put64(const struct shared *s, uint32_t offset, uint64_t v)
+{
+	memcpy(s->env + offset, &v, sizeof(v));
+}
+
+static inline uint32_t get32(const struct shared *s, uint32_t offset)
+{
+	uint32_t v;
+
+	memcpy(&v, s->env + offset, sizeof(v));
+	return v;
+}
+
+static inline void put32(const struct shared *s, uint32_t offset, uint32_t v)
+{
+	memcpy(s->env + offset, &v, sizeof(v));
+}
+
+static inline uint64_t get64(const struct shared *s, uint32_t offset)
+{
+	uint64_t v;
+
+	memcpy(&v, s->env + offset, sizeof(v));
+	return v;
+}
+
+/*
+ * The block record that belongs to a return address in its host code. The record lies in front of
+ * the code at a fixed distance, and code starts are aligned, so a few probes find it.
+ */
+static inline struct block *block_of(const struct shared *s, uintptr_t return_address)
+{
+	uintptr_t code = return_address & ~(uintptr_t)(BLOCK_ALIGN - 1);
+	int i;
+
+	for (i = 0; i < CODE_PROBES; i++, code -= BLOCK_ALIGN) {
+		struct block *b = (struct block *)(code - s->header);
+
+		if (b->code == (uint8_t *)code)
+			return b;
+	}
+	return NULL;
+}
+
+/*
+ * The engine notices stores to translated code through the mapping that the code runs by, but a
+ * writable mapping elsewhere that is marked dirty already stays so. Marking all mappings of the
+ * page clean when something was translated makes the next store through any of them be noticed.
+ */
+static void watch_code_page(struct shared *s, const struct block *b)
+{
+	s->generated = 0;
+	s->reset_dirty(s->cpu, (uintptr_t)s->ram + (b->page[0] & ~(uint64_t)4095), 4096);
+	if (b->page[1] != ~(uint64_t)0)
+		s->reset_dirty(s->cpu, (uintptr_t)s->ram + (b->page[1] & ~(uint64_t)4095), 4096);
+}
+
+void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *user)
+{
+	struct shared *s = user;
+
+	(void)uc;
+	(void)current;
+	(void)previous;
+	s->generated = 1;
+}
+
+void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
+{
+	struct shared *s = user;
+	struct block *b = block_of(s, (uintptr_t)__builtin_return_address(0));
+
+	(void)size;
+	if (__builtin_expect(!b || b->pc != pc, 0)) {
+		s->stopped = STOP_BROKEN;
+		s->emu_stop(uc);
+		return;
+	}
+	if (__builtin_expect(s->generated, 0))
+		watch_code_page(s, b);
+	if (__builtin_expect(!s->first, 1)) {
+		if (__builtin_expect(s->ticks >= s->deadline, 0) &&
+		    (pc != s->previous_end || pc >> 12 != s->previous_page)) {
+			s->stopped = STOP_DEADLINE;
+			s->block = NULL;
+			s->emu_stop(uc);
+			return;
+		}
+		if (__builtin_expect(s->ticks >= s->slice_end ||
+				     __atomic_load_n(&s->stop, __ATOMIC_RELAXED), 0)) {
+			s->stopped = STOP_REQUESTED;
+			s->block = NULL;
+			s->emu_stop(uc);
+			return;
+		}
+	}
+	/* Fetches are private accesses, and a page that is not assigned has no private content. */
+	if (__builtin_expect(!s->assigned[b->page[0] >> 12], 0)) {
+		s->trap = TRAP_SHARED_FETCH;
+		s->block = NULL;
+		s->raise(s->env, VECTOR_DB, 0, 0);
+	}
+	s->first = 0;
+	s->ticks += b->icount;
+	s->previous_end = pc + b->size;
+	s->previous_page = pc >> 12;
+	s->block = b;
+}
+
+/* Signed LEB128, as the translator writes its instruction records. */
+static const uint8_t *sleb128(const uint8_t *p, int64_t *out)
+{
+	int64_t v = 0;
+	int shift = 0;
+	uint8_t byte;
+
+	do {
+		byte = *p++;
+		v |= (int64_t)(byte & 0x7f) << shift;
+		shift += 7;
+	} while (byte & 0x80);
+	if (shift < 64 && (byte & 0x40))
+		v |= -((int64_t)1 << shift);
+	*out = v;
+	return p;
+}
+
+/*
+ * How many instructions of the block lie before the one at `rip`, or icount if none starts there;
+ * `length` becomes that instruction's. Each record is three deltas: linear address, flags state,
+ * host code offset.
+ */
+static unsigned index_in_block(const struct block *b, uint64_t rip, uint32_t *length)
+{
+	const uint8_t *p = b->code + b->code_size;
+	uint64_t pc = b->pc;
+	unsigned i, found = b->icount;
+	int64_t d;
+
+	*length = 0;
+	for (i = 0; i < b->icount; i++) {
+		p = sleb128(p, &d);
+		pc += (uint64_t)d;
+		if (found != b->icount) {
+			*length = (uint32_t)(pc - rip);
+			return found;
+		}
+		if (pc == rip)
+			found = i;
+		p = sleb128(p, &d);
+		p = sleb128(p, &d);
+	}
+	if (found != b->icount)
+		*length = (uint32_t)(b->pc + b->size - rip);
+	return found;
+}
+
+/* Takes off the instructions of the current block that have not run. */
+void svsmd_settle(struct shared *s, int completed)
+{
+	struct block *b = s->block;
+	uint64_t rip = get64(s, s->eip) + get64(s, s->cs_base);
+
+	s->block = NULL;
+	s->insn_length = 0;
+	if (!b)
+		return;
+	if (!completed) {
+		s->ticks -= b->icount - index_in_block(b, rip, &s->insn_length);
+		s->previous_end = rip;
+		s->previous_page = rip >> 12;
+	}
+}
+
+static uint64_t read_rflags(const struct shared *s)
+{
+	return s->read_eflags(s->env);
+}
+
+static void put_rflags(struct shared *s, uint64_t flags)
+{
+	put64(s, s->cc_src, flags & EFLAGS_ARITHMETIC);
+	put32(s, s->cc_op, CC_OP_EFLAGS);
+	put32(s, s->df, flags & EFLAGS_DF ? 0xffffffffu : 1);
+	put64(s, s->eflags, (flags & ~(uint64_t)(EFLAGS_ARITHMETIC | EFLAGS_DF)) | 2);
+}
+
+static void put_segment(struct shared *s, int index, uint32_t selector, uint32_t limit,
+			uint32_t flags)
+{
+	uint32_t at = s->segs + SEGMENT_STRIDE * (uint32_t)index;
+
+	put32(s, at, selector);
+	put64(s, at + 8, 0);
+	put32(s, at + 16, limit);
+	put32(s, at + 20, flags);
+}
+
+static int canonical(uint64_t address)
+{
+	uint64_t sign = address >> 47;
+
+	return sign == 0 || sign == 0x1ffff;
+}
+
+/* From here to the end of `delivering`, a fault hands the event over to Python. */
+static void begin_event(struct shared *s, uint32_t code)
+{
+	s->event_code = code;
+	s->event_error = get32(s, s->error_code);
+	s->event_address = *s->exit_info_2;
+	s->delivering = 1;
+}
+
+/*
+ * Delivers an event through the 64-bit IDT to a handler at CPL 0 (24593, 8.9). Returns 0, nothing
+ * changed, for all that is less usual: Python does that. The loads and stores may fault, and then
+ * do not return: the fault comes back as an exit while `delivering` is set.
+ */
+static int deliver(struct shared *s, uint32_t code, unsigned vector, int fault, int64_t error)
+{
+	uint32_t hflags = get32(s, s->hflags), cpl = hflags & HF_CPL;
+	int mmu = hflags & HF_SMAP ? MMU_SMAP : MMU_NO_SMAP;
+	uint64_t low, high, descriptor, target, flags, rsp, old_rsp = get64(s, s->regs + 8 * RSP);
+	uint64_t tr_base = get64(s, s->tr + 8);
+	uint32_t selector, ist, tr_limit = get32(s, s->tr + 16);
+	int interrupt_gate;
+
+	if (!(hflags & HF_LMA) || vector * 16 + 15 > get32(s, s->idt + 16))
+		return 0;
+	begin_event(s, code);
+	low = s->load64(s->env, get64(s, s->idt + 8) + vector * 16, mmu, 0);
+	high = s->load64(s->env, get64(s, s->idt + 8) + vector * 16 + 8, mmu, 0);
+	selector = low >> 16 & 0xffff;
+	ist = low >> 32 & 7;
+	interrupt_gate = (low >> 40 & 0x1f) == 0xe;
+	if (!(low >> 47 & 1) || (!interrupt_gate && (low >> 40 & 0x1f) != 0xf) ||
+	    selector & 7 || !selector || (selector | 7) > get32(s, s->gdt + 16))
+		goto unusual;
+	descriptor = s->load64(s->env, get64(s, s->gdt + 8) + (selector & 0xfff8), mmu, 0);
+	/* Present, 64-bit, non-conforming code of DPL 0. */
+	if ((descriptor >> 40 & 0xfc) != 0x98 || (descriptor >> 53 & 3) != 1)
+		goto unusual;
+	rsp = old_rsp;
+	if (ist || cpl) {
+		uint32_t offset = ist ? 0x24 + 8 * (ist - 1) : 4;
+
+		if (offset + 7 > tr_limit)
+			goto unusual;
+		rsp = s->load64(s->env, tr_base + offset, mmu, 0);
+	}
+	target = (low & 0xffff) | (low >> 32 & 0xffff0000u) | (high & 0xffffffffu) << 32;
+	if (!canonical(rsp) || !canonical(target))
+		goto unusual;
+	flags = read_rflags(s);
+	rsp &= ~(uint64_t)15;
+	s->store64(s->env, rsp -= 8, get32(s, s->segs + SEGMENT_STRIDE * SS) & 0xffff, mmu, 0);
+	s->store64(s->env, rsp -= 8, old_rsp, mmu, 0);
+	s->store64(s->env, rsp -= 8, fault ? flags | EFLAGS_RF : flags, mmu, 0);
+	s->store64(s->env, rsp -= 8, get32(s, s->segs + SEGMENT_STRIDE * CS) & 0xffff, mmu, 0);
+	s->store64(s->env, rsp -= 8, get64(s, s->eip), mmu, 0);
+	if (error >= 0)
+		s->store64(s->env, rsp -= 8, (uint64_t)error, mmu, 0);
+	s->delivering = 0;
+	put64(s, s->regs + 8 * RSP, rsp);
+	put64(s, s->eip, target);
+	flags = get64(s, s->eflags) & ~(uint64_t)(EFLAGS_TF | EFLAGS_NT | EFLAGS_RF | EFLAGS_VM);
+	put64(s, s->eflags, interrupt_gate ? flags & ~(uint64_t)EFLAGS_IF : flags);
+	put_segment(s, CS, selector, 0xffffffffu, descriptor >> 32 & 0xf0ff00);
+	if (cpl)
+		put_segment(s, SS, 0, 0, 0);
+	put32(s, s->hflags, (hflags & ~(HF_CPL | HF_INHIBIT_IRQ | HF_ADDSEG)) | HF_CS64 | HF_CS32 |
+				    HF_SS32);
+	return 1;
+
+unusual:
+	s->delivering = 0;
+	return 0;
+}
+
+static int deliver_vc(struct shared *s, uint32_t code, uint32_t error)
+{
+	return deliver(s, code, VECTOR_VC, 1, error);
+}
+
+/* The instruction at RIP was served: go behind it and count it. */
+static void retire(struct shared *s)
+{
+	put64(s, s->eip, get64(s, s->eip) + s->insn_length);
+	put32(s, s->hflags, get32(s, s->hflags) & ~HF_INHIBIT_IRQ);
+	s->ticks++;
+}
+
+static void put_edx_eax(struct shared *s, uint64_t value)
+{
+	put64(s, s->regs + 8 * RAX, value & 0xffffffffu);
+	put64(s, s->regs + 8 * RDX, value >> 32);
+}
+
+static int serve_msr(struct shared *s, uint32_t code)
+{
+	uint32_t index = get32(s, s->regs + 8 * RCX);
+
+	if (index == MSR_SEV_STATUS || index == MSR_EFER)
+		return 0;
+	if (index != MSR_GHCB)
+		return deliver_vc(s, code, code & 0xff);
+	if (get32(s, s->error_code) & 1)
+		s->ghcb_msr = get32(s, s->regs + 8 * RAX) |
+			      (uint64_t)get32(s, s->regs + 8 * RDX) << 32;
+	else
+		put_edx_eax(s, s->ghcb_msr);
+	retire(s);
+	return 1;
+}
+
+/* A byte of the instruction at RIP in 64-bit code. May fault as deliver() does. */
+static uint8_t code_byte(struct shared *s, uint32_t code, unsigned offset)
+{
+	uint32_t hflags = get32(s, s->hflags);
+	int mmu = (hflags & HF_CPL) == 3 ? MMU_USER : hflags & HF_SMAP ? MMU_SMAP : MMU_NO_SMAP;
+	uint32_t byte;
+
+	begin_event(s, code);
+	byte = s->load8(s->env, get64(s, s->eip) + offset, mmu, 0);
+	s->delivering = 0;
+	return (uint8_t)byte;
+}
+
+/* The engine reports RDTSCP as RDTSC; it has three bytes, 0F 01 F9. */
+static int serve_rdtsc(struct shared *s, uint32_t code)
+{
+	int rdtscp = 0;
+
+	if (s->insn_length != 2) {
+		if (s->insn_length != 3 || !(get32(s, s->hflags) & HF_CS64) ||
+		    code_byte(s, code, 0) != 0x0f || code_byte(s, code, 1) != 0x01)
+			return 0;
+		rdtscp = 1;
+	}
+	if (s->rdtsc_exits)
+		return deliver_vc(s, code, rdtscp ? VC_RDTSCP : VC_RDTSC);
+	put_edx_eax(s, s->ticks);
+	if (rdtscp)
+		put64(s, s->regs + 8 * RCX, get32(s, s->tsc_aux));
+	retire(s);
+	return 1;
+}
+
+/* VMGEXIT is VMMCALL with a REP or REPNE prefix (24594). */
+static int serve_vmgexit(struct shared *s, uc_engine *uc, uint32_t code)
+{
+	uint32_t hflags = get32(s, s->hflags);
+	uint8_t prefix;
+
+	if (s->insn_length != 4 || !(hflags & HF_CS64))
+		return 0;
+	prefix = code_byte(s, code, 0);
+	if (prefix != 0xf3 && prefix != 0xf2)
+		return 0;
+	retire(s);
+	s->stopped = STOP_VMGEXIT;
+	s->emu_stop(uc);
+	return 1;
+}
+
+static int serve_interrupt_window(struct shared *s, uint32_t code)
+{
+	if (s->v_irq < 0 || !deliver(s, code, (unsigned)s->v_irq, 0, -1))
+		return 0;
+	s->v_irq = -1;
+	*s->interrupt_request &= ~INTERRUPT_VIRQ;
+	return 1;
+}
+
+/* The events that come by the ten thousand; 0 leaves one to Python. */
+static int serve(struct shared *s, uc_engine *uc, uint32_t code)
+{
+	uint64_t flags = get64(s, s->eflags);
+	unsigned vector;
+
+	if (!s->fast || flags & EFLAGS_TF)
+		return 0;
+	switch (code) {
+	case EXIT_MSR:
+		return serve_msr(s, code);
+	case EXIT_VMMCALL:
+		return serve_vmgexit(s, uc, code);
+	case EXIT_RDTSC:
+		return serve_rdtsc(s, code);
+	case EXIT_VC:
+		if ((get32(s, s->hflags) & HF_CPL) > EFLAGS_IOPL(flags) || flags & EFLAGS_VM)
+			return 0;
+		return deliver_vc(s, code, 0x7b);
+	case EXIT_RDPMC:
+	case EXIT_CPUID:
+	case EXIT_INVD:
+	case EXIT_WBINVD:
+	case EXIT_MONITOR:
+	case EXIT_MWAIT:
+		return deliver_vc(s, code, code & 0xff);
+	case EXIT_VINTR:
+		return serve_interrupt_window(s, code);
+	case EXIT_PF:
+		put64(s, s->cr + 8 * 2, *s->exit_info_2);
+		break;
+	case EXIT_DB:
+	case EXIT_UD:
+		return 0;
+	}
+	if (code < EXIT_EXCEPTION || code >= EXIT_EXCEPTION + 32)
+		return 0;
+	vector = code - EXIT_EXCEPTION;
+	return deliver(s, code, vector, 1,
+		       HAS_ERROR_CODE >> vector & 1 ? (int64_t)get32(s, s->error_code) : -1);
+}
+
+void svsmd_on_exit(uc_engine *uc, uint32_t code, void *user)
+{
+	struct shared *s = user;
+
+	s->exits++;
+	/* A single-step trap comes after its instruction; everything else names one that has not run. */
+	if (!s->delivering)
+		svsmd_settle(s, code == EXIT_DB && !s->trap);
+	/* INT n leaves this set, and the next exit would restore a stale RIP. */
+	put32(s, s->exception_is_int, 0);
+	if (s->delivering) {
+		s->delivering = 0;
+		code = s->event_code;
+		put32(s, s->error_code, s->event_error);
+		*s->exit_info_2 = s->event_address;
+	} else if (serve(s, uc, code)) {
+		return;
+	}
+	s->exit_handler(code);
+}
+
+/* IN and OUT end as a #VC 0x7B before they take effect; the engine has synchronised RIP. */
+static void io_exit(struct shared *s, uint32_t port, uint32_t size, uint32_t is_in, uint32_t value)
+{
+	s->io_port = port;
+	s->io_size = size;
+	s->io_is_in = is_in;
+	s->io_value = value;
+	s->raise(s->env, VECTOR_VC, 0x7b, 0);
+}
+
+uint32_t svsmd_on_in(uc_engine *uc, uint32_t port, int size, void *user)
+{
+	(void)uc;
+	io_exit(user, port, (uint32_t)size, 1, 0);
+	return 0;
+}
+
+void svsmd_on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void *user)
+{
+	(void)uc;
+	io_exit(user, port, (uint32_t)size, 0, value);
+}
+
+/* Bounded to one address by the engine; the instruction there has not run. */
+void svsmd_on_breakpoint(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
+{
+	struct shared *s = user;
+
+	(void)uc;
+	(void)size;
+	if (s->skip_breakpoint == pc) {
+		s->skip_breakpoint = ~(uint64_t)0;
+		return;
+	}
+	s->trap = TRAP_BREAKPOINT;
+	s->raise(s->env, VECTOR_DB, 0, 0);
+}
+
+/* SYSCALL (24594): the engine adds the instruction's two bytes to RIP after this. */
+void svsmd_on_syscall(uc_engine *uc, void *user)
+{
+	struct shared *s = user;
+	uint64_t star = get64(s, s->star), rip = get64(s, s->eip) + 2;
+	uint64_t flags = read_rflags(s) & ~(uint64_t)EFLAGS_RF;
+	uint32_t hflags = get32(s, s->hflags);
+	uint32_t selector = (uint32_t)(star >> 32) & 0xfffc;
+
+	(void)uc;
+	if (!(get64(s, s->efer) & EFER_SCE))
+		s->raise(s->env, VECTOR_UD, 0, 0);
+	put64(s, s->regs + 8 * RCX, rip);
+	put64(s, s->regs + 8 * R11, flags);
+	put64(s, s->eip, get64(s, hflags & HF_CS64 ? s->lstar : s->cstar) - 2);
+	put_rflags(s, flags & ~get64(s, s->fmask));
+	put_segment(s, CS, selector, 0xffffffffu, 0x00a09b00);
+	put_segment(s, SS, selector + 8, 0xffffffffu, 0x00c09300);
+	put32(s, s->hflags, (hflags & ~(HF_CPL | HF_ADDSEG)) | HF_CS64 | HF_CS32 | HF_SS32);
+}

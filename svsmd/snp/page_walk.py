@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""The page table walker, for accesses that the silicon makes outside the CPU engine.
+
+All paging modes of the engine's CPU are here: none, 32-bit, PAE and 4-level.
+
+Spec: 24593, 5.2 to 5.6 (translation, protection), 8.4.2 (#PF error code), 15.36.8 (walks of an SNP
+guest are private, whatever the C-bit of the table's address).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from svsmd.snp.access import AccessKind
+from svsmd.snp.faults import GuestFault, PfError, Vector
+from svsmd.snp.physical_access import PhysicalAccess
+from svsmd.snp.types import C_BIT, PAGE_SIZE
+
+CR0_WP: Final = 1 << 16
+CR0_PG: Final = 1 << 31
+CR4_PSE: Final = 1 << 4
+CR4_PAE: Final = 1 << 5
+CR4_SMEP: Final = 1 << 20
+CR4_SMAP: Final = 1 << 21
+EFER_LMA: Final = 1 << 10
+EFER_NXE: Final = 1 << 11
+RFLAGS_AC: Final = 1 << 18
+
+_P: Final = 1 << 0
+_W: Final = 1 << 1
+_U: Final = 1 << 2
+_A: Final = 1 << 5
+_D: Final = 1 << 6
+_PS: Final = 1 << 7
+_NX: Final = 1 << 63
+_FRAME: Final = ((1 << 40) - 1) & ~(PAGE_SIZE - 1)
+_RESERVED: Final = ((1 << 52) - 1) & ~((1 << 40) - 1)
+
+
+class PagingState(NamedTuple):
+    """The registers that decide how an address is translated."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    rflags: int = 0
+
+
+class Translation(NamedTuple):
+    """Where a linear address is.
+
+    `gpa` has the C-bit of the leaf; `page_size` is in bytes.
+    """
+
+    gpa: int
+    page_size: int
+
+
+class PageWalker:
+    """Walks guest page tables as one VMPL.
+
+    Args:
+        update: whether accesses set Accessed and Dirty bits; a debugger's must not.
+        unprivileged_debugger: permissions of the tables are not looked at.
+    """
+
+    def __init__(self, access: PhysicalAccess, vmpl: int, *, debug: bool = False) -> None:
+        self._access = access
+        self._vmpl = vmpl
+        self._debug = debug
+
+    def translate(
+        self, state: PagingState, address: int, kind: AccessKind, cpl: int
+    ) -> Translation:
+        """Translates a linear address.
+
+        Raises:
+            GuestFault: #PF with its error code and address, or #GP for a non-canonical one.
+            NestedFault, GuestFault #VC: a table's page is not accessible.
+        """
+        if not state.cr0 & CR0_PG:
+            # Without paging an SNP guest's accesses are private (24593, 15.34.10).
+            return Translation((address & 0xFFFF_FFFF) | C_BIT, PAGE_SIZE)
+        if not state.cr4 & CR4_PAE:
+            return self._two_levels(state, address & 0xFFFF_FFFF, kind, cpl)
+        if state.efer & EFER_LMA:
+            sign = address >> 47
+            if sign not in (0, 0x1FFFF):
+                raise GuestFault(Vector.GP, 0)
+            return self._levels(state, address, kind, cpl, state.cr3 & _FRAME, 39)
+        return self._levels(state, address & 0xFFFF_FFFF, kind, cpl, state.cr3 & 0xFFFF_FFE0, 30)
+
+    def _entry(self, gpa: int) -> int:
+        return self._access.read_u64(self._vmpl, gpa | C_BIT, AccessKind.WALK)
+
+    def _levels(
+        self, state: PagingState, address: int, kind: AccessKind, cpl: int, table: int, shift: int
+    ) -> Translation:
+        legacy_pointers = shift == 30
+        allowed = _W | _U
+        no_execute = 0
+        while True:
+            index = (address >> shift) & (3 if legacy_pointers and shift == 30 else 0x1FF)
+            where = (table & ~C_BIT) + index * 8
+            entry = self._entry(where)
+            if not entry & _P:
+                raise self._fault(state, address, kind, cpl, present=False)
+            reserved = entry & _RESERVED
+            if not state.efer & EFER_NXE:
+                reserved |= entry & _NX
+            if reserved or (entry & _PS and shift == 39):
+                raise self._fault(state, address, kind, cpl, present=True, reserved=True)
+            if not (legacy_pointers and shift == 30):
+                allowed &= entry
+                no_execute |= entry & _NX
+            leaf = shift == 12 or (bool(entry & _PS) and shift in (21, 30))
+            if leaf:
+                size = 1 << shift
+                self._check(state, address, kind, cpl, allowed, no_execute)
+                self._mark(where, entry, dirty=kind is AccessKind.WRITE)
+                frame = entry & _FRAME & ~(size - 1)
+                return Translation(frame | (address & (size - 1)), size)
+            if not (legacy_pointers and shift == 30):
+                self._mark(where, entry, dirty=False)
+            table = entry & _FRAME
+            shift -= 9
+
+    def _two_levels(
+        self, state: PagingState, address: int, kind: AccessKind, cpl: int
+    ) -> Translation:
+        where = (state.cr3 & 0xFFFF_F000) + (address >> 22) * 4
+        entry = self._entry(where & ~7) >> (8 * (where & 4)) & 0xFFFF_FFFF
+        if not entry & _P:
+            raise self._fault(state, address, kind, cpl, present=False)
+        allowed = entry & (_W | _U)
+        if entry & _PS and state.cr4 & CR4_PSE:
+            self._check(state, address, kind, cpl, allowed, 0)
+            return Translation((entry & 0xFFC0_0000) | (address & 0x3F_FFFF) | C_BIT, 1 << 22)
+        where = (entry & 0xFFFF_F000) + ((address >> 12) & 0x3FF) * 4
+        entry = self._entry(where & ~7) >> (8 * (where & 4)) & 0xFFFF_FFFF
+        if not entry & _P:
+            raise self._fault(state, address, kind, cpl, present=False)
+        self._check(state, address, kind, cpl, allowed & entry, 0)
+        return Translation((entry & 0xFFFF_F000) | (address & 0xFFF) | C_BIT, PAGE_SIZE)
+
+    def _mark(self, where: int, entry: int, *, dirty: bool) -> None:
+        marked = entry | _A | (_D if dirty else 0)
+        if marked != entry and not self._debug:
+            data = marked.to_bytes(8, "little")
+            self._access.write(self._vmpl, where | C_BIT, data, AccessKind.WALK_UPDATE)
+
+    def _check(
+        self, state: PagingState, address: int, kind: AccessKind, cpl: int, allowed: int, nx: int
+    ) -> None:
+        if self._debug:
+            return
+        user = cpl == 3
+        refused = user and not allowed & _U
+        if kind is AccessKind.WRITE and not allowed & _W and (user or state.cr0 & CR0_WP):
+            refused = True
+        if kind is AccessKind.FETCH:
+            smep = state.cr4 & CR4_SMEP and not user and allowed & _U
+            refused = refused or bool(nx) or bool(smep)
+        elif not user and state.cr4 & CR4_SMAP and allowed & _U and not state.rflags & RFLAGS_AC:
+            refused = True
+        if refused:
+            raise self._fault(state, address, kind, cpl, present=True)
+
+    @staticmethod
+    def _fault(
+        state: PagingState, address: int, kind: AccessKind, cpl: int, *, present: bool,
+        reserved: bool = False,
+    ) -> GuestFault:  # fmt: skip
+        code = PfError(0)
+        if present:
+            code |= PfError.P
+        if kind is AccessKind.WRITE:
+            code |= PfError.W
+        if cpl == 3:
+            code |= PfError.U
+        if reserved:
+            code |= PfError.RSVD
+        if kind is AccessKind.FETCH and (state.efer & EFER_NXE or state.cr4 & CR4_SMEP):
+            code |= PfError.ID
+        return GuestFault(Vector.PF, int(code), address)

@@ -1,0 +1,656 @@
+# SPDX-License-Identifier: MIT
+"""One SNP processor: what each event of the CPU engine means inside a guest.
+
+Whatever a guest may see is decided here: #VC for the instructions that an SEV-ES guest must not
+execute itself, the RMP instructions, nested page faults, exceptions. What the host may see leaves
+as one of svsmd.snp.exits.
+
+Spec: 24593, 15.35.4 and 15.35.5 (automatic and non-automatic exits, #VC), 15.36 (SEV-SNP); 24594
+for the instructions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from svsmd.snp.access import AccessKind
+from svsmd.snp.cpu_unicorn import HOST_BASE, EngineExit, Trap, UnicornCpu
+from svsmd.snp.debug_support import DebugSupport, Watch
+from svsmd.snp.entropy import EntropySource
+from svsmd.snp.exits import (
+    DebugReason,
+    DebugStop,
+    Exit,
+    Hlt,
+    Npf,
+    Shutdown,
+    Vmgexit,
+)
+from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, NestedFault, Vector
+from svsmd.snp.interrupt_delivery import (
+    ERROR_CODE_VECTORS,
+    NMI,
+    InterruptDelivery,
+    TripleFault,
+)
+from svsmd.snp.memory import GuestMemory
+from svsmd.snp.page_walk import CR0_PG, CR4_PAE, PageWalker, PagingState
+from svsmd.snp.physical_access import PhysicalAccess
+from svsmd.snp.rmp import Perm, Rmp
+from svsmd.snp.rmp_instructions import RmpInstructions
+from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PageSize
+from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmsa_state import EFER_SVME, mode_flags
+
+log = logging.getLogger(__name__)
+
+MSR_EFER: Final = 0xC000_0080
+MSR_GHCB: Final = 0xC001_0130
+MSR_SEV_STATUS: Final = 0xC001_0131
+_EFER_SCE, _EFER_LME, _EFER_LMA, _EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
+_EFER_FFXSR, _EFER_LMSLE = 1 << 14, 1 << 13
+_EFER_WRITABLE: Final = _EFER_SCE | _EFER_LME | _EFER_NXE | _EFER_FFXSR | EFER_SVME
+_CR0_PE, _CR0_TS, _CR0_ET = 1 << 0, 1 << 3, 1 << 4
+_OP_CLTS, _OP_MOV_CR = 0x06, 0x22
+_IF: Final = 1 << 9
+_TF: Final = 1 << 8
+_DR6_BS: Final = 1 << 14
+_CF: Final = 1 << 0
+_ARITHMETIC: Final = 0x8D5
+_DB: Final = 1
+
+_NPF_W, _NPF_ID = 1 << 1, 1 << 4
+
+VC_CODES: Final[dict[int, int]] = {
+    EngineExit.RDPMC: 0x6F, EngineExit.CPUID: 0x72, EngineExit.INVD: 0x76,
+    EngineExit.WBINVD: 0x89, EngineExit.MONITOR: 0x8A, EngineExit.MWAIT: 0x8B,
+}  # fmt: skip
+"""Instructions that always end as #VC, by their exit code (24593, table 15-36)."""
+
+_FULL_EXECUTE: Final = int(Perm.EXECUTE_USER | Perm.EXECUTE_SUPERVISOR)
+_PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+_MAX_INSTRUCTION: Final = 15
+
+
+@dataclass(slots=True)
+class TransientLeaf:
+    """A nested leaf that stands for one instruction."""
+
+    page: int
+    watch: Watch | None = None
+
+
+class Processor:
+    """The exit handler of the CPU engine, for one loaded context at a time."""
+
+    def __init__(
+        self,
+        cpu: UnicornCpu,
+        memory: GuestMemory,
+        rmp: Rmp,
+        physical: PhysicalAccess,
+        entropy: EntropySource,
+    ) -> None:
+        self.cpu = cpu
+        self.memory = memory
+        self.rmp = rmp
+        self.physical = physical
+        self.debug = DebugSupport(self)
+        self.delivery = InterruptDelivery(self)
+        self.instructions = RmpInstructions(self)
+        self._entropy = entropy.stream("rdrand")
+        self._walkers = [PageWalker(physical, vmpl) for vmpl in range(4)]
+        self._debug_walkers = [PageWalker(physical, vmpl, debug=True) for vmpl in range(4)]
+        self.vmcb = Vmcb(0)
+        self.vmpl = 0
+        self.sev_status = 0
+        self.dr7 = 0x400
+        self.exit: Exit | None = None
+        self.gates: dict[int, Callable[[], None]] = {}
+        self.write_memory_hook: Callable[[int, int], None] = lambda spa, n: None
+        self._transient: list[TransientLeaf] = []
+        self._stepping_for_transient = False
+        self._scratch = HOST_BASE + 0xC000
+        cpu.exit_handler = self.on_exit
+        self._handlers: dict[int, Callable[[], bool]] = {
+            EngineExit.NPF: self._nested_page_fault,
+            EngineExit.PF: self._page_fault,
+            EngineExit.DB: self._debug_exception,
+            EngineExit.UD: self._undefined_opcode,
+            EngineExit.VC: self._communication,
+            EngineExit.MSR: self._msr,
+            EngineExit.VMMCALL: self._vmmcall,
+            EngineExit.HLT: self._halt,
+            EngineExit.RDTSC: self._rdtsc,
+            EngineExit.VINTR: self._interrupt_window,
+            EngineExit.SHUTDOWN: self._shutdown,
+            EngineExit.VMRUN: self._undefined,
+            EngineExit.WRITE_CR0: self._write_cr0,
+            EngineExit.READ_DR0 + 7: lambda: self.vc(0x27),
+            EngineExit.WRITE_DR0 + 7: lambda: self.vc(0x37),
+        }
+        for code, vc_code in VC_CODES.items():
+            self._handlers[code] = lambda vc_code=vc_code: self.vc(vc_code)
+
+    # -- dispatch ---------------------------------------------------------------------------
+
+    def on_exit(self, code: int) -> None:
+        """One event of the engine; leaves the CPU with `exit` set if the host has to know."""
+        if self._transient and code not in (EngineExit.DB, EngineExit.NPF):
+            self._end_transient()
+        try:
+            handler = self._handlers.get(code)
+            if handler is not None:
+                completed = handler()
+            elif code < 0x100:
+                completed = self._software_interrupt(code)
+            elif EngineExit.EXCEPTION <= code < EngineExit.EXCEPTION + 32:
+                completed = self._exception(code - EngineExit.EXCEPTION)
+            elif EngineExit.READ_DR0 <= code < EngineExit.WRITE_DR0 + 16:
+                completed = self._debug_register(code)
+            else:
+                raise AssertionError(f"the engine reported an unknown exit {code:#x}")
+        except GuestFault as fault:
+            self._guarded_exception(fault)
+            completed = True
+        except NestedFault as fault:
+            self._leave_npf(fault)
+            return
+        except TripleFault as fault:
+            self.leave(Shutdown(str(fault)))
+            return
+        if completed and self.exit is None:
+            self.cpu.shared.skip_breakpoint = (1 << 64) - 1
+            if self.debug.stepping:
+                self.leave(DebugStop(DebugReason.STEP, self.cpu.linear_rip))
+
+    def leave(self, exit_: Exit) -> None:
+        """Ends the run; the host or the owner of the machine gets `exit_`."""
+        self.exit = exit_
+        self.cpu.leave()
+
+    def _leave_npf(self, fault: NestedFault) -> None:
+        if self._transient:
+            self._end_transient()
+        self.leave(Npf(fault.gpa, fault.error_code, fault.row))
+
+    def _guarded_exception(self, fault: GuestFault) -> None:
+        try:
+            self.note_page_fault(fault)
+            self.delivery.raise_exception(fault.vector, fault.error_code)
+        except NestedFault as nested:
+            self._leave_npf(nested)
+        except TripleFault as triple:
+            self.leave(Shutdown(str(triple)))
+
+    def note_page_fault(self, fault: GuestFault) -> None:
+        """CR2 of #PF, and of #VC 0x404 (24593, 15.36.10)."""
+        if fault.address is not None and (
+            fault.vector == Vector.PF
+            or (fault.vector == Vector.VC and fault.error_code == PAGE_NOT_VALIDATED)
+        ):
+            self.cpu.cr[2] = fault.address
+
+    def vc(self, error_code: int) -> bool:
+        """#VC: the guest's own handler decides what the host gets to know."""
+        self.delivery.raise_exception(Vector.VC, error_code)
+        return True
+
+    def retire(self, nbytes: int) -> bool:
+        """The instruction at RIP was served here: go behind it and count it."""
+        cpu = self.cpu
+        rip = cpu.rip + nbytes
+        cpu.rip = rip if self.paging_is_long() else rip & 0xFFFF_FFFF
+        cpu.shared.ticks += 1
+        cpu.interrupt_shadow = False
+        if cpu.eflags_system & _TF:
+            cpu.dr[6] |= _DR6_BS
+            self.delivery.raise_exception(_DB, None)
+        return True
+
+    def paging_is_long(self) -> bool:
+        """Whether the code is 64-bit code."""
+        return bool(self.cpu.hflags & 1 << 15)
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def paging_state(self) -> PagingState:
+        """The loaded context's translation registers."""
+        cpu = self.cpu
+        return PagingState(
+            cpu.cr[0], cpu.cr[3], cpu.cr[4], cpu.word(cpu.layout.efer), cpu.eflags_system
+        )
+
+    def translate(self, address: int, kind: AccessKind, cpl: int) -> int:
+        """Linear to guest-physical (with C-bit), with all effects and faults of an access."""
+        return self._walkers[self.vmpl].translate(self.paging_state(), address, kind, cpl).gpa
+
+    def translate_for_debugger(self, address: int) -> int:
+        """Linear to guest-physical (with C-bit) without effects; GuestFault if not mapped."""
+        state = self.paging_state()
+        return self._debug_walkers[self.vmpl].translate(state, address, AccessKind.READ, 0).gpa
+
+    def read(self, address: int, n: int, cpl: int, kind: AccessKind = AccessKind.READ) -> bytes:
+        """Reads linear memory, page by page."""
+        parts = []
+        while n:
+            chunk = min(n, PAGE_SIZE - (address & PAGE_MASK))
+            gpa = self.translate(address, kind, cpl)
+            try:
+                parts.append(self.physical.read(self.vmpl, gpa, chunk))
+            except GuestFault as fault:
+                fault.address = address
+                raise
+            address += chunk
+            n -= chunk
+        return b"".join(parts)
+
+    def read_system(self, address: int, n: int) -> bytes:
+        """Reads a descriptor table: as CPL 0, in whatever mode."""
+        return self.read(address, n, 0)
+
+    def write_system(self, address: int, data: bytes, cpl: int) -> None:
+        """Writes an exception frame; nothing is written if any of its pages faults."""
+        spans = []
+        done = 0
+        while done < len(data):
+            at = address + done
+            chunk = min(len(data) - done, PAGE_SIZE - (at & PAGE_MASK))
+            gpa = self.translate(at, AccessKind.WRITE, cpl)
+            try:
+                self.physical.resolve(self.vmpl, gpa, AccessKind.WRITE)
+            except GuestFault as fault:
+                fault.address = at
+                raise
+            spans.append((gpa, data[done : done + chunk]))
+            done += chunk
+        for gpa, part in spans:
+            spa = self.physical.write(self.vmpl, gpa, part)
+            self.write_memory_hook(spa, len(part))
+
+    def code_bytes(self) -> bytes:
+        """Up to 15 bytes of the instruction at RIP; fewer at the end of what is mapped."""
+        address = self.cpu.linear_rip
+        first = min(_MAX_INSTRUCTION, PAGE_SIZE - (address & PAGE_MASK))
+        code = self.read(address, first, self.cpu.cpl)
+        if first < _MAX_INSTRUCTION:
+            try:
+                code += self.read(address + first, _MAX_INSTRUCTION - first, self.cpu.cpl)
+            except (GuestFault, NestedFault):
+                return code
+        return code
+
+    def opcode(self) -> tuple[bytes, int]:
+        """The instruction's bytes, and where its opcode starts behind prefixes and REX."""
+        code = self.code_bytes()
+        start = 0
+        while start < len(code) and code[start] in _PREFIXES:
+            start += 1
+        if self.paging_is_long() and start < len(code) and code[start] & 0xF0 == 0x40:
+            start += 1
+        return code, start
+
+    # -- nested page faults -----------------------------------------------------------------
+
+    def _nested_page_fault(self) -> bool:
+        """The engine found no leaf: make one, or say why there must be none."""
+        cpu = self.cpu
+        gpa = cpu.exit_info_2
+        if not cpu.cr[0] & CR0_PG:
+            gpa |= C_BIT
+        error = cpu.error_code
+        plain = gpa & ~C_BIT
+        if not gpa & C_BIT and not self.memory.contains(plain):
+            # An MMIO address; the hypervisor marks those reserved, so it is a #VC (15.35.5).
+            return self.vc(0x400)
+        if error & _NPF_ID:
+            kind = AccessKind.FETCH
+        elif error & _NPF_W:
+            kind = AccessKind.WRITE
+        else:
+            kind = AccessKind.READ
+        if not gpa & C_BIT and kind is AccessKind.WRITE and self._fix_table_address(plain):
+            return False
+        page = plain >> PAGE_SHIFT
+        permissions = self.rmp.permissions(page, self.vmpl) if gpa & C_BIT else 0
+        usual = (
+            permissions & _FULL_EXECUTE == _FULL_EXECUTE and permissions & int(Perm.READ)
+            if gpa & C_BIT
+            else not self.rmp.assigned(page)
+        )
+        if usual and not self.debug.watches_page(page):
+            writable = not gpa & C_BIT or bool(permissions & int(Perm.WRITE))
+            if kind is not AccessKind.WRITE or writable:
+                self._map(gpa, plain, writable=writable)
+                return False
+        try:
+            _, encrypted = self.physical.resolve(self.vmpl, gpa, kind, cpu.cpl)
+        except GuestFault as fault:
+            fault.address = self._faulting_address(gpa)
+            raise
+        self._begin_transient(gpa, plain, kind, encrypted=encrypted)
+        return False
+
+    def _map(self, gpa: int, plain: int, *, writable: bool) -> None:
+        nested = self.cpu.nested
+        entry = self.rmp.lookup(plain)
+        huge = entry is not None and entry.page_size is PageSize.SIZE_2M
+        if gpa & C_BIT and huge and not self.debug.watches_region(plain):
+            nested.map_huge_page(self.vmpl, gpa, plain, writable=writable)
+        else:
+            nested.map_page(self.vmpl, gpa, plain & ~PAGE_MASK, writable=writable)
+
+    def _faulting_address(self, gpa: int) -> int:
+        """The linear address behind a nested fault: an operand, or the instruction itself."""
+        for address in self.debug.operand_addresses():
+            try:
+                if self.translate_for_debugger(address) ^ gpa < PAGE_SIZE:
+                    return address & ~PAGE_MASK | gpa & PAGE_MASK
+            except (GuestFault, NestedFault):
+                continue
+        return self.cpu.linear_rip & ~PAGE_MASK | gpa & PAGE_MASK
+
+    def _fix_table_address(self, plain: int) -> bool:
+        """The walker's own accesses are private whatever the C-bit of the table's address is."""
+        cpu = self.cpu
+        if cpu.cr[3] & C_BIT or not cpu.cr[0] >> 31:
+            return False
+        if cpu.cr[3] & ~PAGE_MASK & (C_BIT - 1) != plain & ~PAGE_MASK:
+            return False
+        cpu.cr[3] |= C_BIT
+        return True
+
+    # -- one instruction on leaves of its own -----------------------------------------------
+
+    def _begin_transient(self, gpa: int, plain: int, kind: AccessKind, *, encrypted: bool) -> None:
+        """Lets one instruction see a page that must have no lasting leaf."""
+        cpu = self.cpu
+        page = plain & ~PAGE_MASK
+        watch = self.debug.watch_hit(plain, kind)
+        target = page
+        if encrypted:
+            cpu.put_host_page(self._scratch, self.physical.ciphertext(page))
+            target = self._scratch
+        writable = kind is AccessKind.WRITE and not encrypted
+        cpu.nested.map_page(self.vmpl, gpa & ~PAGE_MASK, target, writable=writable)
+        self._transient.append(TransientLeaf(page, watch))
+        if not self._stepping_for_transient:
+            self._stepping_for_transient = True
+            self.debug.hidden_step(True)
+
+    def _end_transient(self) -> Watch | None:
+        """Takes the leaves away; returns the watchpoint that the instruction hit."""
+        hit = None
+        for leaf in self._transient:
+            hit = hit or leaf.watch
+            self.cpu.nested.unmap(leaf.page >> PAGE_SHIFT, 1)
+        self._transient.clear()
+        self._stepping_for_transient = False
+        self.debug.hidden_step(False)
+        self.cpu.flush_tlb()
+        return hit
+
+    # -- exceptions -------------------------------------------------------------------------
+
+    def _page_fault(self) -> bool:
+        self.cpu.cr[2] = self.cpu.exit_info_2
+        self.delivery.raise_exception(Vector.PF, self.cpu.error_code)
+        return True
+
+    def _exception(self, vector: int) -> bool:
+        code = self.cpu.error_code if vector in ERROR_CODE_VECTORS else None
+        self.delivery.raise_exception(vector, code)
+        return True
+
+    def _software_interrupt(self, vector: int) -> bool:
+        cpu = self.cpu
+        behind = cpu.rip
+        try:
+            self.delivery.software_interrupt(vector)
+        except GuestFault:
+            before = self.read(cpu.linear_rip - 1, 1, 0)
+            cpu.rip = behind - (1 if before in (b"\xcc", b"\xce") else 2)
+            raise
+        return True
+
+    def _debug_exception(self) -> bool:
+        cpu = self.cpu
+        trap = cpu.shared.trap
+        cpu.shared.trap = Trap.NONE
+        if trap == Trap.BREAKPOINT:
+            if self.debug.wants_breakpoint(cpu.linear_rip):
+                self.leave(DebugStop(DebugReason.BREAKPOINT, cpu.linear_rip))
+            else:
+                cpu.shared.skip_breakpoint = cpu.linear_rip
+            return False
+        if trap == Trap.SHARED_FETCH:
+            gpa = self.translate(cpu.linear_rip, AccessKind.FETCH, cpu.cpl)
+            self.physical.resolve(self.vmpl, gpa, AccessKind.FETCH, cpu.cpl)
+            raise AssertionError("the engine refused a fetch that the RMP allows")
+        hit = self._end_transient() if self._transient else None
+        guests_own = bool(cpu.eflags_system & _TF) or not self.debug.hidden
+        if guests_own:
+            self.delivery.raise_exception(_DB, None)
+        else:
+            cpu.dr[6] &= ~_DR6_BS
+        if hit is not None:
+            self.leave(DebugStop(hit.reason, hit.address))
+        return True
+
+    def _undefined(self) -> bool:
+        self.delivery.raise_exception(Vector.UD, None)
+        return True
+
+    def _undefined_opcode(self) -> bool:
+        cpu = self.cpu
+        if self.vmpl == 0 and cpu.cpl == 0:
+            gate = self.gates.get(cpu.linear_rip)
+            if gate is not None:
+                gate()
+                return self.retire(2)
+        code, start = self.opcode()
+        operation = code[start : start + 3]
+        if operation[:2] == b"\x0f\x01" and self.instructions.execute(code[:start], operation):
+            return True
+        if operation[:2] == b"\x0f\xc7" and len(operation) == 3 and operation[2] >= 0xF0:
+            return self._rdrand(code, start)
+        return self._undefined()
+
+    def _rdrand(self, code: bytes, start: int) -> bool:
+        """RDRAND (0F C7 /6) and RDSEED (/7), from the machine's one source of entropy."""
+        rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
+        register = code[start + 2] & 7 | (8 if rex & 1 else 0)
+        size = 8 if rex & 8 else 2 if b"\x66" in code[:start] else 4
+        value = int.from_bytes(self._entropy.read(size), "little")
+        if size == 2:
+            value |= self.cpu.regs[register] & ~0xFFFF
+        self.cpu.regs[register] = value
+        self.set_arithmetic_flags(_CF)
+        return self.retire(start + 3)
+
+    def set_arithmetic_flags(self, value: int) -> None:
+        """CF, PF, AF, ZF, SF and OF become exactly `value`."""
+        self.cpu.rflags = self.cpu.rflags & ~_ARITHMETIC | value
+
+    # -- instructions -----------------------------------------------------------------------
+
+    def _communication(self) -> bool:
+        """IN, OUT, INS, OUTS: allowed by IOPL and the TSS bitmap, then #VC 0x7B."""
+        shared = self.cpu.shared
+        self._check_io_permission(shared.io_port, shared.io_size)
+        return self.vc(0x7B)
+
+    def _check_io_permission(self, port: int, size: int) -> None:
+        """24593, 12.2.4: #GP(0) unless IOPL or the bitmap of the TSS allows the port."""
+        cpu, lay = self.cpu, self.cpu.layout
+        flags = cpu.eflags_system
+        if not cpu.cr[0] & 1 or (cpu.cpl <= (flags >> 12) & 3 and not flags & 1 << 17):
+            return
+        base, limit = cpu.word(lay.tr + 8), cpu.half(lay.tr + 16)
+        if limit < 0x67:
+            raise GuestFault(Vector.GP, 0)
+        bitmap = int.from_bytes(self.read_system(base + 0x66, 2), "little")
+        offset = bitmap + port // 8
+        if offset + 1 > limit:
+            raise GuestFault(Vector.GP, 0)
+        bits = int.from_bytes(self.read_system(base + offset, 2), "little") >> (port % 8)
+        if bits & ((1 << size) - 1):
+            raise GuestFault(Vector.GP, 0)
+
+    def _msr(self) -> bool:
+        cpu = self.cpu
+        index = cpu.regs[1] & 0xFFFF_FFFF
+        write = bool(cpu.error_code & 1)
+        value = (cpu.regs[0] & 0xFFFF_FFFF) | (cpu.regs[2] & 0xFFFF_FFFF) << 32
+        if index == MSR_GHCB:
+            if write:
+                cpu.shared.ghcb_msr = value
+            else:
+                self._return_msr(cpu.shared.ghcb_msr)
+        elif index == MSR_SEV_STATUS:
+            if write:
+                raise GuestFault(Vector.GP, 0)
+            self._return_msr(self.sev_status)
+        elif index == MSR_EFER:
+            if write:
+                self._write_efer(value)
+            else:
+                self._return_msr(cpu.word(cpu.layout.efer))
+        else:
+            return self.vc(0x7C)
+        return self.retire(cpu.shared.insn_length)
+
+    def _return_msr(self, value: int) -> None:
+        self.cpu.regs[0] = value & 0xFFFF_FFFF
+        self.cpu.regs[2] = value >> 32
+
+    def _write_efer(self, value: int) -> None:
+        cpu, lay = self.cpu, self.cpu.layout
+        old = cpu.word(lay.efer)
+        if value & ~(_EFER_WRITABLE | _EFER_LMA):
+            raise GuestFault(Vector.GP, 0)
+        if (value ^ old) & _EFER_LME and cpu.cr[0] >> 31:
+            raise GuestFault(Vector.GP, 0)
+        cpu.set_word(lay.efer, value & _EFER_WRITABLE | old & _EFER_LMA | EFER_SVME)
+        cpu.flush_tlb()
+
+    def _write_cr0(self) -> bool:
+        """MOV to CR0, CLTS, LMSW (24593, 3.1.1 and 14.6): paging decides about the C-bit."""
+        cpu = self.cpu
+        code, start = self.opcode()
+        operation = code[start + 1]
+        value = cpu.cr[0]
+        if operation == _OP_CLTS:
+            value &= ~_CR0_TS
+        elif operation == _OP_MOV_CR:
+            rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
+            value = cpu.regs[code[start + 2] & 7 | (8 if rex & 1 else 0)]
+        else:
+            value = value & ~0xE | self._lmsw_operand(code[start + 2]) & 0xF | value & _CR0_PE
+        self._set_cr0(value)
+        return self.retire(cpu.shared.insn_length)
+
+    def _lmsw_operand(self, modrm: int) -> int:
+        if modrm >= 0xC0:
+            return self.cpu.regs[modrm & 7] & 0xFFFF
+        (address,) = self.debug.operand_addresses()[:1] or (0,)
+        return int.from_bytes(self.read(address, 2, self.cpu.cpl), "little")
+
+    def _set_cr0(self, value: int) -> None:
+        cpu, lay = self.cpu, self.cpu.layout
+        if value >> 32 or (value & CR0_PG and not value & _CR0_PE):
+            raise GuestFault(Vector.GP, 0)
+        efer = cpu.word(lay.efer)
+        turned = (value ^ cpu.cr[0]) & CR0_PG
+        if turned and value & CR0_PG and efer & _EFER_LME:
+            if not cpu.cr[4] & CR4_PAE:
+                raise GuestFault(Vector.GP, 0)
+            efer |= _EFER_LMA
+        elif turned and not value & CR0_PG:
+            if self.paging_is_long():
+                raise GuestFault(Vector.GP, 0)
+            efer &= ~_EFER_LMA
+        cpu.set_word(lay.efer, efer)
+        cpu.cr[0] = value | _CR0_ET
+        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=False)
+        if turned:
+            cpu.select_nested_tables(self.vmpl)
+        else:
+            cpu.flush_tlb()
+
+    def _vmmcall(self) -> bool:
+        code, start = self.opcode()
+        if b"\xf3" not in code[:start] and b"\xf2" not in code[:start]:
+            return self.vc(0x81)
+        self.retire(start + 3)
+        self.leave(Vmgexit())
+        return True
+
+    def _halt(self) -> bool:
+        self.retire(self.cpu.shared.insn_length)
+        if self.vmcb.v_irq is not None and self.cpu.eflags_system & _IF:
+            return self._interrupt_window()
+        self.leave(Hlt())
+        return True
+
+    def _rdtsc(self) -> bool:
+        """RDTSC, and RDTSCP, which the engine reports as the same."""
+        code, start = self.opcode()
+        rdtscp = code[start : start + 2] == b"\x0f\x01"
+        if self.vmcb.intercept_rdtsc:
+            return self.vc(0x87 if rdtscp else 0x6E)
+        self._return_msr(self.cpu.shared.ticks)
+        if rdtscp:
+            self.cpu.regs[1] = self.cpu.word(self.cpu.layout.tsc_aux) & 0xFFFF_FFFF
+        return self.retire(self.cpu.shared.insn_length)
+
+    def _debug_register(self, code: int) -> bool:
+        """MOV to and from DR0 to DR6: the guest's own registers, without debug swap (15.35.4)."""
+        operand, start = self.opcode()
+        register = operand[start + 2] & 7
+        rex = operand[start - 1] if start and operand[start - 1] & 0xF0 == 0x40 else 0
+        register |= 8 if rex & 1 else 0
+        number = code & 0xF
+        if number in (4, 5):
+            number += 2
+        if code >= EngineExit.WRITE_DR0:
+            self.cpu.dr[number] = self.cpu.regs[register]
+        else:
+            self.cpu.regs[register] = self.cpu.dr[number]
+        return self.retire(start + 3)
+
+    # -- interrupts -------------------------------------------------------------------------
+
+    def arm_interrupts(self) -> None:
+        """At VMRUN: what the host asks for is taken as soon as the guest allows it."""
+        cpu, vmcb = self.cpu, self.vmcb
+        cpu.shared.v_irq = -1 if vmcb.v_irq is None or vmcb.v_nmi else vmcb.v_irq
+        if vmcb.v_nmi:
+            vmcb.v_nmi = False
+            self._guarded_interrupt(NMI)
+        cpu.set_interrupt_window(vmcb.v_irq is not None)
+
+    def _guarded_interrupt(self, vector: int) -> None:
+        try:
+            self.delivery.interrupt(vector)
+        except NestedFault as fault:
+            self.exit = Npf(fault.gpa, fault.error_code, fault.row)
+        except TripleFault as fault:
+            self.exit = Shutdown(str(fault))
+
+    def _interrupt_window(self) -> bool:
+        """RFLAGS.IF is set and no interrupt shadow is there."""
+        self.cpu.set_interrupt_window(False)
+        self.cpu.shared.v_irq = -1
+        vector = self.vmcb.v_irq
+        if vector is not None:
+            self.vmcb.v_irq = None
+            self.delivery.interrupt(vector)
+        return True
+
+    def _shutdown(self) -> bool:
+        self.leave(Shutdown("the CPU shut down"))
+        return True

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""The chip: memory, RMP, security processor and the CPU, and what a hypervisor may do with them.
+
+Spec: 24593, 15.5 (VMRUN), 15.35, 15.36.12 (VMSA pages).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from svsmd.snp.access import check_vmsa
+from svsmd.snp.clock import Clock
+from svsmd.snp.cpu_unicorn import RAX, RBX, RCX, RDX, Stop, UnicornCpu
+from svsmd.snp.entropy import EntropySource
+from svsmd.snp.exits import (
+    DebugReason,
+    DebugStop,
+    Exit,
+    Hlt,
+    Intr,
+    InvalidVmsa,
+    Npf,
+    Paused,
+    Shutdown,
+    Vmgexit,
+)
+from svsmd.snp.memory import GuestMemory
+from svsmd.snp.memory_encryption import MemoryEncryption
+from svsmd.snp.physical_access import PhysicalAccess
+from svsmd.snp.processor import Processor
+from svsmd.snp.psp import SecurityProcessor
+from svsmd.snp.rmp import Rmp
+from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Spa, Vmpl
+from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmpl0_port import Vmpl0Port
+from svsmd.snp.vmsa import Cr0, Efer, SevFeatures, Vmsa
+from svsmd.snp.vmsa_state import load, save
+
+log = logging.getLogger(__name__)
+
+_NEVER: Final = (1 << 64) - 1
+_SEV_STATUS_SHIFT: Final = 2
+_SEV_ENABLED: Final = 0b111 & ~0b100
+
+SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE
+"""What a VMSA may ask for."""
+
+_VMGEXIT: Final = Vmgexit()
+_EXIT_CODES: Final[dict[type, int]] = {
+    Vmgexit: 0x403, Hlt: 0x78, Shutdown: 0x7F, Npf: 0x400, Intr: 0x60,
+}  # fmt: skip
+
+
+class RmpViolation(Exception):
+    """The host wrote to a page that is not its own: #PF with the RMP bit (24593, 15.36.10)."""
+
+    def __init__(self, spa: int) -> None:
+        super().__init__(f"host write to the private page {spa:#x}")
+        self.spa = spa
+
+
+@dataclass(slots=True)
+class GateCall:
+    """The SVSM's native code called its core.
+
+    Attributes:
+        vcpu: TSC_AUX of the VMSA, where the core keeps the number of the vCPU.
+    """
+
+    port: Vmpl0Port
+    vcpu: int
+    rax: int
+    rbx: int
+    rcx: int
+    rdx: int
+
+
+@dataclass(slots=True)
+class _Context:
+    """What the engine must remember of a VMPL of a vCPU beside its VMSA."""
+
+    vmcb: Vmcb
+    previous_end: int = 0
+    previous_page: int = 0
+    dr7: int = 0x400
+    stepped: bool = False
+
+
+class Silicon:
+    """An SNP machine without a hypervisor.
+
+    Args:
+        memory_size: bytes of RAM.
+        entropy: the one source of randomness.
+    """
+
+    def __init__(self, memory_size: int, entropy: EntropySource) -> None:
+        self.memory = GuestMemory(memory_size)
+        self.rmp = Rmp(self.memory.ranges, self._rmp_changed)
+        self.encryption = MemoryEncryption(entropy.stream("memory encryption key").read(32))
+        self.physical = PhysicalAccess(self.memory, self.rmp, self.encryption)
+        self.cpu = UnicornCpu(self.memory)
+        self.clock = Clock(self.cpu.shared)
+        self.processor = Processor(self.cpu, self.memory, self.rmp, self.physical, entropy)
+        self.processor.write_memory_hook = self._memory_written
+        self.psp = SecurityProcessor(self.memory, self.rmp, entropy.stream("security processor"))
+        self.debug = self.processor.debug
+        self._contexts: dict[int, _Context] = {}
+        self._loaded: _Context | None = None
+        self._port = Vmpl0Port(self.processor)
+
+    # -- what changes behind the engine -----------------------------------------------------
+
+    def _rmp_changed(self, first_page: int, npages: int) -> None:
+        cpu = self.cpu
+        start = self.memory.offset_of(first_page << PAGE_SHIFT) >> PAGE_SHIFT
+        assigned = b"\1" if self.rmp.assigned(first_page) else b"\0"
+        cpu.assigned[start : start + npages] = assigned * npages
+        if cpu.nested.unmap(first_page, npages):
+            cpu.flush_tlb()
+        cpu.forget_code(start << PAGE_SHIFT, npages << PAGE_SHIFT)
+
+    def _memory_written(self, spa: int, nbytes: int) -> None:
+        self.cpu.forget_code(self.memory.offset_of(spa), nbytes)
+
+    # -- the host's accesses ----------------------------------------------------------------
+
+    def host_read(self, spa: int, n: int) -> bytes:
+        """What a hypervisor reads: ciphertext of private pages, plaintext of the others.
+
+        Raises:
+            NotRam: there is no RAM.
+        """
+        parts = []
+        while n:
+            chunk = min(n, PAGE_SIZE - (spa & PAGE_MASK))
+            page = spa & ~PAGE_MASK
+            if self.rmp.assigned(page >> PAGE_SHIFT):
+                self._save_if_loaded(page)
+                data = self.encryption.encrypt_page(page, self.memory.page(page))
+                parts.append(data[spa & PAGE_MASK :][:chunk])
+            else:
+                parts.append(self.memory.read(spa, chunk))
+            spa += chunk
+            n -= chunk
+        return b"".join(parts)
+
+    def host_write(self, spa: int, data: bytes) -> None:
+        """Writes shared memory.
+
+        Raises:
+            RmpViolation: a page of it is private; nothing is written.
+            NotRam: there is no RAM.
+        """
+        for page in range(spa >> PAGE_SHIFT, (spa + max(len(data), 1) - 1 >> PAGE_SHIFT) + 1):
+            if self.rmp.assigned(page):
+                raise RmpViolation(page << PAGE_SHIFT)
+        self.memory.write(spa, data)
+        self._memory_written(spa, len(data))
+
+    def host_page(self, spa: int) -> memoryview:
+        """A live view of a shared page.
+
+        Raises:
+            RmpViolation: the page is private.
+            NotRam: there is no RAM.
+        """
+        if self.rmp.assigned(spa >> PAGE_SHIFT):
+            raise RmpViolation(spa)
+        return self.memory.page(spa)
+
+    # -- VMRUN ------------------------------------------------------------------------------
+
+    def vmrun(self, vmcb: Vmcb, until: int) -> Exit:
+        """Runs a VMPL of a vCPU until it exits or the clock reaches `until` ticks."""
+        refused = self._check_vmsa(vmcb)
+        if refused is not None:
+            return refused
+        context = self._load(vmcb)
+        processor, cpu = self.processor, self.cpu
+        if processor.debug.stepping and context.stepped:
+            context.stepped = False
+            return DebugStop(DebugReason.STEP, cpu.linear_rip)
+        self.rmp.set_in_use(Spa(vmcb.vmsa_spa), True)
+        try:
+            exit_ = self._run(context, until)
+        finally:
+            self.rmp.set_in_use(Spa(vmcb.vmsa_spa), False)
+        code = _EXIT_CODES.get(type(exit_))
+        if code is not None:
+            vmsa = Vmsa(self.memory.page(vmcb.vmsa_spa))
+            vmsa.guest_exitcode = code
+            context.stepped = processor.debug.stepping
+        return exit_
+
+    def _run(self, context: _Context, until: int) -> Exit:
+        processor, cpu = self.processor, self.cpu
+        processor.exit = None
+        processor.debug.arm()
+        cpu.shared.deadline = until
+        processor.arm_interrupts()
+        if processor.exit is None:
+            shared = cpu.shared
+            vmcb = context.vmcb
+            shared.ghcb_msr = vmcb.ghcb_msr
+            shared.rdtsc_exits = vmcb.intercept_rdtsc
+            stop = cpu.run()
+            vmcb.ghcb_msr = shared.ghcb_msr
+            if shared.v_irq < 0:
+                vmcb.v_irq = None
+            if stop is Stop.VMGEXIT:
+                return _VMGEXIT
+            if stop is Stop.DEADLINE:
+                return Intr()
+            if stop is Stop.REQUESTED:
+                return Paused()
+        assert processor.exit is not None
+        return processor.exit
+
+    def _check_vmsa(self, vmcb: Vmcb) -> InvalidVmsa | None:
+        """Whether VMRUN may load the page (24593, 15.36.12), and whether its state is legal."""
+        spa = vmcb.vmsa_spa
+        if spa & PAGE_MASK or not self.memory.contains(spa, PAGE_SIZE):
+            return InvalidVmsa(busy=False, reason=f"no page for a VMSA at {spa:#x}")
+        refused = check_vmsa(self.rmp.lookup(spa))
+        if refused is not None:
+            return InvalidVmsa(busy=refused.busy, reason=refused.row)
+        if self._loaded is not None and self._loaded.vmcb is vmcb:
+            return None
+        vmsa = Vmsa(self.memory.page(spa))
+        if not vmsa.efer & Efer.SVME:
+            return InvalidVmsa(busy=False, reason="EFER.SVME is clear")
+        if vmsa.vmpl > Vmpl.VMPL3:
+            return InvalidVmsa(busy=False, reason=f"VMPL {vmsa.vmpl}")
+        features = vmsa.sev_features
+        if not features & SevFeatures.SNP_ACTIVE or features & ~int(SUPPORTED_SEV_FEATURES):
+            return InvalidVmsa(busy=False, reason=f"SEV features {features:#x}")
+        if vmsa.cr0 & Cr0.PG and not vmsa.cr0 & Cr0.PE:
+            return InvalidVmsa(busy=False, reason=f"CR0 {vmsa.cr0:#x}")
+        return None
+
+    # -- contexts ---------------------------------------------------------------------------
+
+    def _load(self, vmcb: Vmcb) -> _Context:
+        loaded = self._loaded
+        if loaded is not None and loaded.vmcb is vmcb:
+            return loaded
+        self.save_loaded()
+        context = self._contexts.get(id(vmcb))
+        if context is None or context.vmcb is not vmcb:
+            context = self._contexts[id(vmcb)] = _Context(vmcb)
+        vmsa = Vmsa(self.memory.page(vmcb.vmsa_spa))
+        vmcb.loaded_vmpl = Vmpl(vmsa.vmpl)
+        processor, cpu = self.processor, self.cpu
+        load(cpu, vmsa)
+        processor.vmcb = vmcb
+        processor.vmpl = vmsa.vmpl
+        processor.sev_status = vmsa.sev_features << _SEV_STATUS_SHIFT | _SEV_ENABLED
+        cpu.shared.previous_end = context.previous_end
+        cpu.shared.previous_page = context.previous_page
+        cpu.select_nested_tables(vmsa.vmpl)
+        self._loaded = context
+        return context
+
+    def save_loaded(self) -> None:
+        """Puts the registers that are in the CPU back where they belong, into their VMSA."""
+        context = self._loaded
+        if context is None:
+            return
+        self._loaded = None
+        context.previous_end = self.cpu.shared.previous_end
+        context.previous_page = self.cpu.shared.previous_page
+        if self.rmp.assigned(context.vmcb.vmsa_spa >> PAGE_SHIFT):
+            save(self.cpu, Vmsa(self.memory.page(context.vmcb.vmsa_spa)))
+
+    def _save_if_loaded(self, page: int) -> None:
+        if self._loaded is not None and self._loaded.vmcb.vmsa_spa == page:
+            self.save_loaded()
+
+    def forget(self, vmcb: Vmcb) -> None:
+        """The host gives up a control block: nothing of it stays in the CPU."""
+        if self._loaded is not None and self._loaded.vmcb is vmcb:
+            self.save_loaded()
+        self._contexts.pop(id(vmcb), None)
+
+    def load_for_debugger(self, vmcb: Vmcb) -> bool:
+        """Makes the registers of a context visible; False if its VMSA cannot be loaded."""
+        if self._loaded is not None and self._loaded.vmcb is vmcb:
+            return True
+        if self._check_vmsa(vmcb) is not None:
+            return False
+        self._load(vmcb)
+        return True
+
+    # -- VMPL0's gates ----------------------------------------------------------------------
+
+    def register_gate(self, gva: int, callback: Callable[[GateCall], None]) -> None:
+        """Names an instruction at VMPL0 that hands over to the SVSM's core.
+
+        Args:
+            gva: linear address of a UD2 in the SVSM's native code.
+            callback: called with the registers; what it leaves in them is what the code sees. It
+                may raise NestedFault: VMRUN then ends, and the instruction is executed again.
+        """
+
+        def enter() -> None:
+            regs = self.cpu.regs
+            vcpu = self.cpu.word(self.cpu.layout.tsc_aux) & 0xFFFF_FFFF
+            call = GateCall(self._port, vcpu, regs[RAX], regs[RBX], regs[RCX], regs[RDX])
+            callback(call)
+            regs[RAX], regs[RBX], regs[RCX], regs[RDX] = call.rax, call.rbx, call.rcx, call.rdx
+
+        self.processor.gates[gva] = enter

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""Moves the register state between a VMSA and the CPU engine, as VMRUN and #VMEXIT do.
+
+Spec: 24593, 15.35.8 (state of an SEV-ES guest), appendix B, table B-4.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from unicorn import x86_const as x86
+
+from svsmd.snp.cpu_unicorn import UnicornCpu
+from svsmd.snp.page_walk import EFER_LMA
+from svsmd.snp.vmsa import XMM_COUNT, XMM_SIZE, Segment, Vmsa
+
+EFER_SVME: Final = 1 << 12
+_GPRS: Final = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+_GPR_OFFSETS: Final = tuple(Vmsa.FIELDS[name].offset for name in _GPRS)
+_SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
+"""In the engine's order."""
+_ENGINE_SEGMENT: Final = struct.Struct("<IxxxxQII")
+_ENGINE_FLAGS_SHIFT: Final = 8
+_XMM_STRIDE: Final = 64
+
+# hflags of the engine, as far as they follow from the architectural state.
+_HF_CS32, _HF_SS32, _HF_ADDSEG, _HF_PE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
+_HF_TF, _HF_LMA, _HF_CS64, _HF_SVME, _HF_GUEST = 1 << 8, 1 << 14, 1 << 15, 1 << 20, 1 << 21
+_HF_OSFXSR, _HF_SMAP = 1 << 22, 1 << 23
+_HF_INHIBIT_IRQ: Final = 1 << 3
+_VINTR_SHADOW: Final = 1 << 10
+_ATTRIB_L, _ATTRIB_B = 1 << 9, 1 << 10
+_EFLAGS_VM: Final = 1 << 17
+
+# The FPU lies between EFER and MXCSR: control and status words, tags, eight 16-byte registers.
+_FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = 12, 16, 18, 20, 32
+_FSW_TOP_SHIFT: Final = 11
+_FSW_TOP: Final = 7 << _FSW_TOP_SHIFT
+
+
+def engine_flags(attributes: int) -> int:
+    """Segment attributes of a VMSA (12 bits) in the engine's descriptor layout."""
+    return (attributes & 0xFF) << 8 | (attributes & 0xF00) << 12
+
+
+def vmsa_attributes(flags: int) -> int:
+    """The inverse of engine_flags()."""
+    return (flags >> 8) & 0xFF | (flags >> 12) & 0xF00
+
+
+def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
+    """The engine's hflags for the state that is loaded."""
+    lay = cpu.layout
+    cr0, cr4, efer = cpu.cr[0], cpu.cr[4], cpu.word(lay.efer)
+    cs = vmsa_attributes(cpu.half(lay.segs + 24 * 1 + 20))
+    ss = vmsa_attributes(cpu.half(lay.segs + 24 * 2 + 20))
+    flags = cpl | _HF_SVME | _HF_GUEST | (cr0 & 0xE) << 8 | (cr0 & 1) << 7
+    if efer & EFER_LMA:
+        flags |= _HF_LMA
+    if efer & EFER_LMA and cs & _ATTRIB_L:
+        flags |= _HF_CS64 | _HF_CS32 | _HF_SS32
+    else:
+        if cs & _ATTRIB_B:
+            flags |= _HF_CS32
+        if ss & _ATTRIB_B:
+            flags |= _HF_SS32
+        bases = [cpu.word(lay.segs + 24 * index + 8) for index in (0, 2, 3)]
+        if not cr0 & 1 or cpu.eflags_system & _EFLAGS_VM or not cs & _ATTRIB_B or any(bases):
+            flags |= _HF_ADDSEG
+    if cr4 & 1 << 9:
+        flags |= _HF_OSFXSR
+    if cr4 & 1 << 21:
+        flags |= _HF_SMAP
+    if shadow:
+        flags |= _HF_INHIBIT_IRQ
+    if cpu.shared.stepping:
+        flags |= _HF_TF
+    return flags
+
+
+def load(cpu: UnicornCpu, vmsa: Vmsa) -> None:
+    """VMRUN: the state of the VMSA becomes that of the CPU."""
+    lay = cpu.layout
+    memory = vmsa.memory
+    for index, offset in enumerate(_GPR_OFFSETS):
+        cpu.regs[index] = int.from_bytes(memory[offset : offset + 8], "little")
+    for index, name in enumerate(_SEGMENTS):
+        segment: Segment = getattr(vmsa, name)
+        offset = lay.segs + 24 * index
+        cpu.set_half(offset, segment.selector)
+        cpu.set_word(offset + 8, segment.base)
+        cpu.set_half(offset + 16, segment.limit)
+        cpu.set_half(offset + 20, engine_flags(segment.attrib))
+    cpu.rip = vmsa.rip
+    cpu.rflags = vmsa.rflags
+    cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4] = vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4
+    cpu.set_word(lay.efer, vmsa.efer | EFER_SVME)
+    cpu.dr[0], cpu.dr[1], cpu.dr[2], cpu.dr[3] = vmsa.dr0, vmsa.dr1, vmsa.dr2, vmsa.dr3
+    # DR7 is intercepted and stays in the VMSA: the engine's own breakpoints are never armed by it.
+    cpu.dr[6] = vmsa.dr6
+    cpu.dr[7] = 0x400
+    cpu.set_word(lay.star, vmsa.star)
+    cpu.set_word(lay.lstar, vmsa.lstar)
+    cpu.set_word(lay.cstar, vmsa.cstar)
+    cpu.set_word(lay.fmask, vmsa.sfmask)
+    cpu.set_word(lay.kernel_gs_base, vmsa.kernel_gs_base)
+    cpu.set_half(lay.sysenter_cs, vmsa.sysenter_cs & 0xFFFF_FFFF)
+    cpu.set_word(lay.sysenter_esp, vmsa.sysenter_esp)
+    cpu.set_word(lay.sysenter_eip, vmsa.sysenter_eip)
+    cpu.set_word(lay.pat, vmsa.g_pat)
+    cpu.set_word(lay.tsc_aux, vmsa.tsc_aux)
+    cpu.set_word(lay.xcr0, vmsa.xcr0)
+    _load_fpu(cpu, vmsa)
+    shadow = bool(vmsa.vintr_ctrl & _VINTR_SHADOW)
+    cpu.hflags = mode_flags(cpu, vmsa.cpl, shadow=shadow)
+
+
+def save(cpu: UnicornCpu, vmsa: Vmsa) -> None:
+    """#VMEXIT: the state of the CPU goes into the VMSA."""
+    lay = cpu.layout
+    memory = vmsa.memory
+    for index, offset in enumerate(_GPR_OFFSETS):
+        memory[offset : offset + 8] = cpu.regs[index].to_bytes(8, "little")
+    for index, name in enumerate(_SEGMENTS):
+        offset = lay.segs + 24 * index
+        setattr(vmsa, name, Segment(
+            cpu.half(offset) & 0xFFFF, vmsa_attributes(cpu.half(offset + 20)),
+            cpu.half(offset + 16), cpu.word(offset + 8),
+        ))  # fmt: skip
+    vmsa.rip = cpu.rip
+    vmsa.rflags = cpu.rflags
+    vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4 = cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4]
+    vmsa.efer = cpu.word(lay.efer) | EFER_SVME
+    vmsa.dr0, vmsa.dr1, vmsa.dr2, vmsa.dr3 = cpu.dr[0], cpu.dr[1], cpu.dr[2], cpu.dr[3]
+    vmsa.dr6 = cpu.dr[6]
+    vmsa.star = cpu.word(lay.star)
+    vmsa.lstar = cpu.word(lay.lstar)
+    vmsa.cstar = cpu.word(lay.cstar)
+    vmsa.sfmask = cpu.word(lay.fmask)
+    vmsa.kernel_gs_base = cpu.word(lay.kernel_gs_base)
+    vmsa.sysenter_cs = cpu.half(lay.sysenter_cs)
+    vmsa.sysenter_esp = cpu.word(lay.sysenter_esp)
+    vmsa.sysenter_eip = cpu.word(lay.sysenter_eip)
+    vmsa.g_pat = cpu.word(lay.pat)
+    vmsa.tsc_aux = cpu.word(lay.tsc_aux) & 0xFFFF_FFFF
+    vmsa.xcr0 = cpu.word(lay.xcr0)
+    vmsa.cpl = cpu.cpl
+    control = vmsa.vintr_ctrl & ~_VINTR_SHADOW
+    vmsa.vintr_ctrl = control | (_VINTR_SHADOW if cpu.interrupt_shadow else 0)
+    _save_fpu(cpu, vmsa)
+
+
+def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
+    lay = cpu.layout
+    base = lay.efer
+    status = vmsa.x87_fsw
+    top = (status & _FSW_TOP) >> _FSW_TOP_SHIFT
+    state = cpu.bytes_at(base, lay.mxcsr - base)
+    struct.pack_into("<IHH", state, _FPSTT, top, status & ~_FSW_TOP, vmsa.x87_fcw)
+    tags = vmsa.x87_ftw
+    stack = vmsa.fpreg_x87
+    for register in range(8):
+        state[_FPTAGS + register] = int((tags >> (2 * register)) & 3 == 3)
+        at = _FPREGS + 16 * ((top + register) & 7)
+        state[at : at + 10] = stack[10 * register : 10 * register + 10]
+    vectors = cpu.bytes_at(lay.xmm, XMM_COUNT * _XMM_STRIDE)
+    values = vmsa.fpreg_xmm
+    for register in range(XMM_COUNT):
+        at = register * _XMM_STRIDE
+        vectors[at : at + 16] = values[16 * register : 16 * register + 16]
+    # The rounding modes that follow from the control words live elsewhere in the engine.
+    cpu.reg_write(x86.UC_X86_REG_FPCW, vmsa.x87_fcw)
+    cpu.reg_write(x86.UC_X86_REG_MXCSR, vmsa.mxcsr)
+
+
+def _save_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
+    lay = cpu.layout
+    base = lay.efer
+    state = cpu.bytes_at(base, lay.mxcsr - base)
+    top, status, control = struct.unpack_from("<IHH", state, _FPSTT)
+    top &= 7
+    tags = 0
+    stack = bytearray(80)
+    for register in range(8):
+        if state[_FPTAGS + register]:
+            tags |= 3 << (2 * register)
+        at = _FPREGS + 16 * ((top + register) & 7)
+        stack[10 * register : 10 * register + 10] = state[at : at + 10]
+    vmsa.fpreg_x87 = bytes(stack)
+    vmsa.x87_fsw = status & ~_FSW_TOP | top << _FSW_TOP_SHIFT
+    vmsa.x87_fcw = control
+    vmsa.x87_ftw = tags
+    vmsa.mxcsr = cpu.half(lay.mxcsr)
+    vectors = cpu.bytes_at(lay.xmm, XMM_COUNT * _XMM_STRIDE)
+    vmsa.fpreg_xmm = b"".join(
+        bytes(vectors[r * _XMM_STRIDE : r * _XMM_STRIDE + XMM_SIZE]) for r in range(XMM_COUNT)
+    )
