@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: MIT
+"""From the first gate call of the boot CPU to a guest that is ready to run.
+
+In this order: read the launch info; validate the SVSM's own region; agree with the hypervisor and
+share a GHCB page with it; validate the rest of the memory and grant it to the guest; give the guest
+its copies of the secrets and the CPUID page; write the VMSA of its boot CPU.
+
+The host decides what it puts at each address, so every page is either one that LAUNCH_UPDATE has
+put there (measured, validated already), or one that PVALIDATE changes from invalid to valid here
+and that is zeroed before the guest may look. A page that is neither is a panic: the host maps one
+page twice, or took a measured one away.
+
+Spec: 24593, 15.36.6 (page validation); 58019 (SVSM), section 3 (secrets page), section 4;
+56860, "Secrets page format".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from svsmd.core.access import flush_tlb, grant, load_own, pvalidate, rmpadjust, store_own, zero
+from svsmd.core.gate import Handler, Preempt, SvsmPanic
+from svsmd.core.guest_memory import GuestMemory, ValidationBitmap, subtract
+from svsmd.core.hypervisor import ApCreationRequest, ap_creation, negotiate, set_up_ghcb
+from svsmd.core.launch_info import LaunchInfo, LaunchInfoError, LaunchRangeFlags
+from svsmd.core.log import CoreLog
+from svsmd.core.percpu import GuestWorld, PerCpu
+from svsmd.core.region import DYNAMIC_OFFSET, RegionPages
+from svsmd.core.vmsa_setup import CPU_AREA_SIZE, SEV_FEATURES, guest_boot_vmsa, svsm_ap_vmsa
+from svsmd.snp.cpuid_page import CpuidPage
+from svsmd.snp.rmp import RmpAttributes, RmpReturn
+from svsmd.snp.secrets_page import SVSM_MAX_VERSION, SecretsPage
+from svsmd.snp.types import (
+    C_BIT,
+    C_BIT_POSITION,
+    HUGE_PAGE_SIZE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    Gpa,
+    PageSize,
+    Vmpl,
+)
+
+CPUID_ENCRYPTION_FUNCTION: Final = 0x8000_001F
+CPUID_SVSM_PRESENT: Final = 1 << 28
+"""Bit of its EAX that says that the guest runs under an SVSM (58019, section 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What boot found out and set up."""
+
+    launch: LaunchInfo
+    memory: GuestMemory
+    pages: RegionPages
+    guest_vmpl: Vmpl
+
+
+def read_launch_info(cpu: PerCpu, gpa: int) -> LaunchInfo:
+    """The launch-info page; panics if it holds what no launcher may write."""
+    try:
+        launch = LaunchInfo.from_page(load_own(cpu, gpa, PAGE_SIZE))
+    except LaunchInfoError as error:
+        raise SvsmPanic(f"the launch info is wrong: {error}") from error
+    if launch.cbit != C_BIT_POSITION:
+        raise SvsmPanic(f"the launch info has the C-bit at {launch.cbit}")
+    return launch
+
+
+def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
+    """Set the machine up on the boot CPU, whose `world` is the guest's when this returns."""
+    vmpl = Vmpl(launch.guest_vmpl)
+    ram = [range(r.base, r.base + r.size) for r in launch.ram]
+    region = range(launch.svsm_base, launch.svsm_base + launch.svsm_size)
+    launched = [range(v.gpa, v.gpa + v.npages * PAGE_SIZE) for v in launch.validated]
+    svsm_launched = [
+        pages
+        for pages, v in zip(launched, launch.validated, strict=True)
+        if v.flags & LaunchRangeFlags.SVSM
+    ]
+    for fresh in subtract([region], launched):
+        for gpa, size in pieces(fresh):
+            yield from _validate(cpu, gpa, size)
+
+    pages = RegionPages(region.start + DYNAMIC_OFFSET, region.stop)
+    features = yield from negotiate()
+    yield from set_up_ghcb(cpu, pages.allocate(1))
+    log.write(f"GHCB protocol 2, hypervisor features {features:#x}")
+
+    bitmap = ValidationBitmap(ram, pages.allocate(-(-ValidationBitmap.nbytes(ram) // PAGE_SIZE)))
+    owned = subtract(ram, [region, *svsm_launched])
+    memory = GuestMemory(owned, launch.guest_caa, bitmap)
+    for fresh in subtract(owned, launched):
+        yield from _give(cpu, memory, fresh, vmpl, validated=False)
+    for measured in subtract(owned, subtract(ram, launched)):
+        yield from _give(cpu, memory, measured, vmpl, validated=True)
+    total = sum(len(r) for r in owned)
+    log.write(f"{total >> 20} MiB of {sum(len(r) for r in ram) >> 20} MiB granted to VMPL{vmpl}")
+
+    machine = Machine(launch, memory, pages, vmpl)
+    yield from _copy_pages(cpu, machine)
+    yield from _give_calling_area(cpu, launch.guest_caa, vmpl)
+    yield from _make_guest(cpu, machine)
+    log.write(f"guest starts at {launch.entry.rip:#x}")
+    return machine
+
+
+def start_ap(cpu: PerCpu, machine: Machine, apic_id: int, ap_start: int, cr3: int) -> Handler[None]:
+    """Start the SVSM on another vCPU: `ap_start` is its GVA there, `cr3` VMPL0's page tables."""
+    area = machine.pages.allocate(CPU_AREA_SIZE // PAGE_SIZE)
+    vmsa = machine.pages.allocate(1)
+    store_own(cpu, vmsa, svsm_ap_vmsa(ap_start, cr3 | C_BIT, area, apic_id))
+    yield from _mark_vmsa(cpu, vmsa)
+    done = yield from ap_creation(
+        cpu, ApCreationRequest.CREATE, apic_id, Vmpl.VMPL0, vmsa, SEV_FEATURES
+    )
+    if not done:
+        raise SvsmPanic(f"the hypervisor does not start the SVSM on vCPU {apic_id}")
+
+
+def pieces(pages: range) -> Iterator[tuple[int, PageSize]]:
+    """Cut a range into pages, 2 MiB ones where they fit."""
+    gpa = pages.start
+    while gpa < pages.stop:
+        huge = gpa % HUGE_PAGE_SIZE == 0 and gpa + HUGE_PAGE_SIZE <= pages.stop
+        size = PageSize.SIZE_2M if huge else PageSize.SIZE_4K
+        yield gpa, size
+        gpa += size.nbytes
+
+
+def _small_pages(gpa: int) -> Iterator[int]:
+    return iter(range(gpa, gpa + HUGE_PAGE_SIZE, PAGE_SIZE))
+
+
+def _validate(cpu: PerCpu, gpa: int, size: PageSize) -> Handler[None]:
+    """Make a page that the host has just assigned valid and zero."""
+    code, unchanged = yield from pvalidate(cpu, gpa, size, True)
+    if code == RmpReturn.FAIL_SIZEMISMATCH:
+        # The host has assigned it in pages of 4 KiB.
+        for page in _small_pages(gpa):
+            yield from _validate(cpu, page, PageSize.SIZE_4K)
+        return
+    if code != RmpReturn.SUCCESS:
+        raise SvsmPanic(f"PVALIDATE of page {gpa:#x} fails with {code}")
+    if unchanged:
+        raise SvsmPanic(f"page {gpa:#x} is valid already, but was not launched")
+    yield from zero(cpu, gpa, size)
+
+
+def _grant(cpu: PerCpu, gpa: int, size: PageSize, vmpl: Vmpl) -> Handler[None]:
+    code = yield from grant(cpu, gpa, size, vmpl)
+    if code == RmpReturn.FAIL_SIZEMISMATCH:
+        for page in _small_pages(gpa):
+            yield from _grant(cpu, page, PageSize.SIZE_4K, vmpl)
+    elif code != RmpReturn.SUCCESS:
+        raise SvsmPanic(f"RMPADJUST of page {gpa:#x} fails with {code}")
+
+
+def _give(
+    cpu: PerCpu, memory: GuestMemory, pages: range, vmpl: Vmpl, *, validated: bool
+) -> Handler[None]:
+    """Give pages to the guest, after validating those that the launch has not."""
+    for gpa, size in pieces(pages):
+        if not validated:
+            yield from _validate(cpu, gpa, size)
+        yield from _grant(cpu, gpa, size, vmpl)
+        if size is PageSize.SIZE_2M:
+            yield Preempt()
+    memory.validated.set(cpu, pages.start, len(pages) >> PAGE_SHIFT, True)
+
+
+def _copy_pages(cpu: PerCpu, machine: Machine) -> Handler[None]:
+    """The guest's copies of the secrets and the CPUID page."""
+    launch = machine.launch
+    for gpa in (launch.guest_secrets, launch.guest_cpuid):
+        if not machine.memory.owns(gpa):
+            raise SvsmPanic(f"the guest's page {gpa:#x} is not its own")
+    secrets = SecretsPage.copy_of(load_own(cpu, launch.svsm_secrets, PAGE_SIZE))
+    secrets.clear_vmpcks_below(machine.guest_vmpl)
+    secrets.svsm_base = launch.svsm_base
+    secrets.svsm_size = launch.svsm_size
+    secrets.svsm_caa = launch.guest_caa
+    secrets.svsm_max_version = SVSM_MAX_VERSION
+    secrets.svsm_guest_vmpl = machine.guest_vmpl
+    store_own(cpu, launch.guest_secrets, secrets.tobytes())
+
+    cpuid = CpuidPage.copy_of(load_own(cpu, launch.svsm_cpuid, PAGE_SIZE))
+    for index, entry in enumerate(cpuid.functions()):
+        if entry.eax_in == CPUID_ENCRYPTION_FUNCTION:
+            cpuid.set_function(index, entry._replace(eax=entry.eax | CPUID_SVSM_PRESENT))
+    store_own(cpu, launch.guest_cpuid, cpuid.tobytes())
+    yield Preempt()
+
+
+def _give_calling_area(cpu: PerCpu, caa: Gpa, vmpl: Vmpl) -> Handler[None]:
+    """The one page of the SVSM's region that the guest may use."""
+    yield from zero(cpu, caa, PageSize.SIZE_4K)
+    yield from _grant(cpu, caa, PageSize.SIZE_4K, vmpl)
+
+
+def _mark_vmsa(cpu: PerCpu, gpa: Gpa) -> Handler[None]:
+    """Make a page of the SVSM a VMSA. RMPADJUST wants a VMPL below VMPL0; none gets a right."""
+    attributes = RmpAttributes.VMSA | Vmpl.VMPL1
+    code = yield from rmpadjust(cpu, gpa, PageSize.SIZE_4K, attributes)
+    if code != RmpReturn.SUCCESS:
+        raise SvsmPanic(f"RMPADJUST cannot make page {gpa:#x} a VMSA: {code}")
+
+
+def _make_guest(cpu: PerCpu, machine: Machine) -> Handler[None]:
+    """Write the VMSA of the guest's boot CPU, and name it to the host."""
+    launch = machine.launch
+    vmsa = machine.pages.allocate(1)
+    store_own(cpu, vmsa, guest_boot_vmsa(launch.entry, machine.guest_vmpl))
+    yield from _mark_vmsa(cpu, vmsa)
+    flush_tlb(cpu)
+    done = yield from ap_creation(
+        cpu,
+        ApCreationRequest.CREATE_ON_INIT,
+        cpu.apic_id,
+        machine.guest_vmpl,
+        vmsa,
+        SEV_FEATURES,
+    )
+    if not done:
+        raise SvsmPanic("the hypervisor does not take the guest's VMSA")
+    world = GuestWorld(cpu.apic_id, vmsa, launch.guest_caa, svsm_owned=True)
+    machine.memory.register(world)
+    cpu.world = world

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""One call of the guest as a value, and its result.
+
+Spec: 58019 (SVSM), section 4 (calling convention): RAX = protocol << 32 | call, RCX, RDX, R8 and R9
+are arguments; the result code comes back in RAX, results in RCX, RDX and R8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
+
+from svsmd.core.gate import Handler
+from svsmd.core.percpu import PerCpu
+from svsmd.core.result_codes import SvsmResult
+
+_LOW_32: Final = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Registers of the guest when it made the call; all 64 bits wide and all hostile."""
+
+    rax: int
+    rcx: int = 0
+    rdx: int = 0
+    r8: int = 0
+    r9: int = 0
+
+    @property
+    def protocol(self) -> int:
+        """RAX[63:32]."""
+        return self.rax >> 32
+
+    @property
+    def call(self) -> int:
+        """RAX[31:0]."""
+        return self.rax & _LOW_32
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Registers that the guest finds after the call. R9 and the others keep their values."""
+
+    rax: int
+    rcx: int
+    rdx: int
+    r8: int
+
+    @classmethod
+    def to(
+        cls,
+        request: Request,
+        result: int = SvsmResult.SVSM_SUCCESS,
+        *,
+        rcx: int | None = None,
+    ) -> Self:
+        """The result of `request`; argument registers that are no results keep their values."""
+        return cls(int(result), request.rcx if rcx is None else rcx, request.rdx, request.r8)
+
+
+class CallProtocol(Protocol):
+    """One protocol of the SVSM (58019, sections 6 to 10)."""
+
+    number: int
+    """RAX[63:32] of its calls."""
+    versions: range
+    """Versions it speaks, ascending."""
+
+    def handle(self, cpu: PerCpu, request: Request, /) -> Handler[Reply]:
+        """Serve one call made on `cpu`. May raise `SvsmError`, or `GuestFault` for memory that the
+        guest named; nothing else, whatever the registers hold."""
+        ...

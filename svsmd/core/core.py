@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""The SVSM: policy at VMPL0 behind the gate of the native stub.
+
+`Core.gate_entry` and `Core.exception_entry` are what the machine registers with the silicon for the
+stub's two gate instructions. Nothing else goes in, and `log` is all that comes out.
+
+Spec: 58019 (SVSM); the boot protocol with the stub is `svsmd/core/native/layout.h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Never
+
+from svsmd.core.access import store_own
+from svsmd.core.boot import Machine, boot, read_launch_info, start_ap
+from svsmd.core.calls import CallProtocol
+from svsmd.core.gate import Gate, GateReason, Handler, SvsmPanic
+from svsmd.core.hypervisor import SvsmReason, set_up_ghcb, terminate_request
+from svsmd.core.log import CoreLog
+from svsmd.core.percpu import PerCpu
+from svsmd.core.port import IMAGE_MAP, GateCall
+from svsmd.core.protocols.core import CoreProtocol
+from svsmd.core.request_loop import RequestLoop
+from svsmd.snp.secrets_page import VMPCK_COUNT, VMPCK_SIZE, SecretsPage
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """What the core has to know of the native image, and who listens to its log.
+
+    `ap_start` and `page_tables` are the GVAs of the image's symbols svsm_ap_start and svsm_pml4.
+    Everything about the machine comes from the measured launch-info page instead.
+    """
+
+    ap_start: int
+    page_tables: int
+    on_log: Callable[[str], None] | None = None
+
+
+class Core:
+    """The SVSM of one machine, from its launch to its end."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        self.log: Final = CoreLog(config.on_log)
+        self._gate = Gate(self._start, self._panic)
+        self._cpus: dict[int, PerCpu] = {}
+        self._protocols: dict[int, CallProtocol] = {}
+        self._machine: Machine | None = None
+        self._loop: RequestLoop | None = None
+        self._secrets: int | None = None
+        self._reason = SvsmReason.PANIC
+
+    @property
+    def panicked(self) -> bool:
+        """Whether the SVSM has given up; the log says why."""
+        return self._gate.panicked
+
+    def gate_entry(self, call: GateCall) -> None:
+        """A vCPU executed the gate instruction svsm_core_gate.
+
+        Raises NestedFault where an instruction of the core took one: VMRUN ends with it, and the
+        gate instruction is executed again when the host comes back.
+        """
+        cpu = self._cpus.get(call.vcpu)
+        if cpu is not None:
+            cpu.port = call.port
+        self._gate.entry(call)
+
+    def exception_entry(self, call: GateCall) -> None:
+        """The native part took an exception (svsm_exception_gate): RBX is its vector.
+
+        None is expected, so it is a panic; the registers then ask the stub for a VMGEXIT as those
+        of `gate_entry` do.
+        """
+        self._reason = SvsmReason.EXCEPTION
+        self._gate.panic(call, [f"panic: exception {call.rbx} at VMPL0 on vCPU {call.vcpu}"])
+
+    def _start(self, call: GateCall) -> Handler[Never]:
+        if call.rbx == GateReason.BOOT and not self._cpus:
+            cpu = self._cpus[call.vcpu] = PerCpu(call.vcpu, call.port)
+            return self._run_boot_cpu(cpu, call.rax)
+        known = self._cpus.get(call.vcpu)
+        if call.rbx == GateReason.AP and known is not None:
+            return self._run_ap(known)
+        raise SvsmPanic(f"vCPU {call.vcpu} starts for reason {call.rbx}, which is not its turn")
+
+    def _run_boot_cpu(self, cpu: PerCpu, launch_info: int) -> Handler[Never]:
+        launch = read_launch_info(cpu, launch_info)
+        self._secrets = launch.svsm_secrets
+        self.log.write(f"SVSM at {launch.svsm_base:#x}, {launch.cpu_count} vCPUs")
+        machine = self._machine = yield from boot(cpu, launch, self.log)
+        others = [apic_id for apic_id in range(launch.cpu_count) if apic_id != cpu.apic_id]
+        for apic_id in others:
+            # The port is the boot CPU's until this vCPU's own first gate call, which replaces it.
+            self._cpus[apic_id] = PerCpu(apic_id, cpu.port)
+        core = CoreProtocol(machine.memory, self._cpus, self._protocols, machine.guest_vmpl)
+        self._protocols[core.number] = core
+        loop = self._loop = RequestLoop(
+            machine.memory, self._protocols, machine.guest_vmpl, self.log
+        )
+        page_tables = launch.svsm_base + (self._config.page_tables - IMAGE_MAP)
+        for apic_id in others:
+            yield from start_ap(cpu, machine, apic_id, self._config.ap_start, page_tables)
+        yield from loop.run(cpu)
+        raise AssertionError("the request loop has no end")
+
+    def _run_ap(self, cpu: PerCpu) -> Handler[Never]:
+        if self._machine is None or self._loop is None:
+            raise SvsmPanic(f"vCPU {cpu.apic_id} starts before the boot CPU is done")
+        yield from set_up_ghcb(cpu, self._machine.pages.allocate(1))
+        yield from self._loop.run(cpu)
+        raise AssertionError("the request loop has no end")
+
+    def _panic(self, call: GateCall, report: list[str]) -> int:
+        for line in report:
+            self.log.write(line)
+        if self._secrets is not None:
+            keys = self._secrets + SecretsPage.vmpck0.offset
+            try:
+                store_own(PerCpu(call.vcpu, call.port), keys, bytes(VMPCK_COUNT * VMPCK_SIZE))
+                self.log.write("the keys to the security processor are wiped")
+            except SvsmPanic as error:
+                self.log.write(f"the keys cannot be wiped: {error}")
+        return terminate_request(self._reason)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""What the core's work costs in guest time.
+
+Policy at VMPL0 is Python and executes no guest instruction, so it charges the clock itself, by
+fixed amounts: one tick is one instruction, or one cycle of the 1 GHz TSC. The amounts are round
+numbers in the order of what the native instructions would take; what matters is that they are the
+same in every run, so that the clock does not depend on the machine below.
+
+Spec: none.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GATE: Final = 100
+"""One pass through the gate: saving and loading the state of a handler."""
+REQUEST: Final = 400
+"""Taking one call from the guest's VMSA and calling area, and writing its result back."""
+MEMORY_ACCESS: Final = 10
+"""One load or store of up to a cache line."""
+COPY_PAGE: Final = 128
+"""Reading or writing 4 KiB, 32 bytes a tick."""
+PVALIDATE: Final = 200
+RMPADJUST: Final = 200
+FLUSH_TLB: Final = 1000
+"""INVLPGB with everything named, and TLBSYNC."""
+
+PVALIDATE_CALL_BUDGET: Final = 2_000_000
+"""SVSM_CORE_PVALIDATE answers INCOMPLETE once a call has cost this much (2 ms): the guest's
+interrupts wait no longer. A full list of 4 KiB entries fits in."""

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""The gate between the native stub at VMPL0 and the core's handlers.
+
+Theory of operation. Each vCPU has one handler, a generator that lives as long as the vCPU. The stub
+executes the gate instruction, the silicon calls `Gate.entry`, and the handler runs up to its next
+yield. What it yields is an effect: what the stub shall execute natively before it comes back. So
+everything between two yields is one instruction to the rest of the machine, and at a yield the host
+may run anything else, resume any vCPU in any order, or none ever again.
+
+=================  =====================================  =====================================
+effect             the stub                               the handler is resumed with
+=================  =====================================  =====================================
+`Vmgexit`          WRMSR GHCB, VMGEXIT, RDMSR GHCB        GHCB MSR as it reads now
+`Preempt`          comes back at once                     0
+`Wait`             HLT                                    0
+`NestedPageFault`  nothing: the gate instruction exits    0, when the host runs the vCPU again
+                   with #VMEXIT(NPF) and is restarted
+=================  =====================================  =====================================
+
+An exception that escapes a handler is a panic of the SVSM: the core wipes its keys, and every vCPU
+that comes to the gate from then on asks the host to terminate.
+
+Spec: none of AMD's; the register convention is `svsmd/core/native/layout.h`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, Never, TypeAlias, TypeVar, assert_never
+
+from svsmd.core import costs
+from svsmd.core.port import GateCall
+from svsmd.snp.faults import GuestFault, NestedFault
+
+_LOW_32: Final = 0xFFFF_FFFF
+
+
+class GateReason(IntEnum):
+    """RBX on the way in: why the stub came (SVSM_GATE_FROM_*)."""
+
+    VMGEXIT = 0
+    """RAX is the GHCB MSR after VMGEXIT."""
+    BOOT = 1
+    """First call of the boot CPU; RAX is the GPA of the launch-info page."""
+    AP = 2
+    """First call of another CPU."""
+    LOOP = 3
+    """Came back as it was told, or from HLT."""
+
+
+class GateAction(IntEnum):
+    """RBX on the way out: what the stub shall do (SVSM_GATE_*)."""
+
+    VMGEXIT = 0
+    """EDX:EAX is the new GHCB MSR."""
+    LOOP = 1
+    HLT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Vmgexit:
+    """Write the GHCB MSR and VMGEXIT.
+
+    `msr_value` is a request of the MSR protocol, or the GPA of a GHCB page with a request in it.
+    """
+
+    msr_value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Let the host have the CPU if it wants it, and go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """There is nothing to do until the host runs this vCPU at VMPL0 again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NestedPageFault:
+    """An instruction took a nested page fault; the host may cure it, then it is tried again.
+
+    `fault` is what the silicon raised; its GPA and error code are EXITINFO2 and EXITINFO1.
+    """
+
+    fault: NestedFault
+
+
+Effect: TypeAlias = Vmgexit | Preempt | Wait | NestedPageFault
+
+T = TypeVar("T")
+Handler: TypeAlias = Generator[Effect, int, T]
+"""A piece of a handler: yields effects, is sent what the table above says, returns a value."""
+
+
+class SvsmPanic(Exception):
+    """The SVSM cannot go on: its launcher or its host broke a rule that its safety rests on."""
+
+
+class Gate:
+    """Runs the handlers of all vCPUs.
+
+    `start` makes the handler of a vCPU out of its first call. `on_panic` gets the first panic, with
+    its message and where it happened, wipes what has to be wiped, and returns the GHCB MSR value
+    that asks the host to terminate.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[GateCall], Handler[Never]],
+        on_panic: Callable[[GateCall, list[str]], int],
+    ) -> None:
+        self._start = start
+        self._on_panic = on_panic
+        self._handlers: dict[int, Handler[Never]] = {}
+        self._terminate_request: int | None = None
+
+    @property
+    def panicked(self) -> bool:
+        """Whether the SVSM has given up."""
+        return self._terminate_request is not None
+
+    def entry(self, call: GateCall) -> None:
+        """Resume the handler of the vCPU that came, and leave its next effect in the registers.
+
+        Raises NestedFault for the effect of that name: the silicon then ends VMRUN with an NPF and
+        does not step over the gate instruction.
+        """
+        call.port.charge(costs.GATE)
+        if self._terminate_request is not None:
+            self._leave(call, GateAction.VMGEXIT, self._terminate_request)
+            return
+        try:
+            effect = self._resume(call)
+        except Exception as error:
+            self.panic(call, describe_panic(error))
+            return
+        match effect:
+            case Vmgexit(msr_value):
+                self._leave(call, GateAction.VMGEXIT, msr_value)
+            case Preempt():
+                self._leave(call, GateAction.LOOP)
+            case Wait():
+                self._leave(call, GateAction.HLT)
+            case NestedPageFault(fault):
+                raise fault
+            case _:
+                assert_never(effect)
+
+    def panic(self, call: GateCall, report: list[str]) -> None:
+        """Stop the SVSM: from now on every vCPU asks the host to terminate."""
+        if self._terminate_request is None:
+            self._terminate_request = self._on_panic(call, report)
+        self._leave(call, GateAction.VMGEXIT, self._terminate_request)
+
+    def _resume(self, call: GateCall) -> Effect:
+        handler = self._handlers.get(call.vcpu)
+        if handler is None:
+            handler = self._handlers[call.vcpu] = self._start(call)
+            return next(handler)
+        return handler.send(call.rax if call.rbx == GateReason.VMGEXIT else 0)
+
+    @staticmethod
+    def _leave(call: GateCall, action: GateAction, msr_value: int = 0) -> None:
+        call.rbx = int(action)
+        call.rax = msr_value & _LOW_32
+        call.rdx = msr_value >> 32
+
+
+def describe_panic(error: Exception) -> list[str]:
+    """What the log says of a panic: the message, then the handler's frames, innermost last.
+
+    Frames carry function, file and line only, and Python's own messages are left out: they may
+    quote memory.
+    """
+    message = type(error).__name__
+    if isinstance(error, (SvsmPanic, GuestFault, NestedFault)):
+        message += f": {error}"
+    lines = [f"panic: {message}"]
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = frame.filename.rpartition("/")[2]
+        lines.append(f"  [handler] {frame.name} at {file}:{frame.lineno}")
+    return lines

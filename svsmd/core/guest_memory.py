@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""Which memory is the guest's, what is special in it, and who is changing it.
+
+Four things are kept here:
+
+* the map: RAM without what belongs to the SVSM. The guest may have pages validated, rescinded or
+  made VMSAs inside it, and nowhere else;
+* the calling area that the SVSM itself provides for the boot CPU. The guest may use it, but its
+  state never changes;
+* the registered VMSAs and calling areas. No call may change the state of such a page;
+* which pages are validated, one bit each, in the SVSM's memory. PVALIDATE's CF tells the same, but
+  only by changing it, and a host that maps a page anew is only noticed by who remembers.
+
+Page locks keep a page from two handlers when one of them is suspended: between two yields a handler
+is alone, across a yield its pages are locked, and whoever else wants one answers BUSY.
+
+Spec: 58019 (SVSM), section 6 (what the core protocol's calls refuse).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from svsmd.core.access import load_own, store_own
+from svsmd.core.percpu import GuestWorld, PerCpu
+from svsmd.core.result_codes import SvsmError, SvsmResult
+from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa
+
+
+def subtract(ranges: Iterable[range], holes: Iterable[range]) -> tuple[range, ...]:
+    """`ranges` without `holes`, as ascending ranges with step 1 that do not touch the holes."""
+    result = [r for r in ranges if r]
+    for hole in holes:
+        pieces = []
+        for r in result:
+            pieces.append(range(r.start, min(r.stop, max(hole.start, r.start))))
+            pieces.append(range(max(r.start, min(hole.stop, r.stop)), r.stop))
+        result = [r for r in pieces if r] if hole else result
+    return tuple(sorted(result, key=lambda r: r.start))
+
+
+def _covers(ranges: Sequence[range], start: int, nbytes: int) -> bool:
+    return any(r.start <= start and start + nbytes <= r.stop for r in ranges)
+
+
+class ValidationBitmap:
+    """One bit for each page of RAM, set if it is validated, in memory of the SVSM at GPA `base`.
+
+    `ranges` are RAM in bytes, whole pages. The bits of one range follow those of the one before.
+    """
+
+    def __init__(self, ranges: Sequence[range], base: int) -> None:
+        self._base = base
+        self._ranges = tuple(ranges)
+
+    @staticmethod
+    def nbytes(ranges: Sequence[range]) -> int:
+        """Bytes that the bitmap of this RAM takes."""
+        return -(-sum(len(r) for r in ranges) // (PAGE_SIZE * 8))
+
+    def is_validated(self, cpu: PerCpu, gpa: int) -> bool:
+        """Whether the page that `gpa` lies in is validated; False for what is not RAM."""
+        index = self._index(gpa)
+        if index is None:
+            return False
+        return bool(load_own(cpu, self._base + (index >> 3), 1)[0] >> (index & 7) & 1)
+
+    def all_validated(self, cpu: PerCpu, gpa: int, npages: int) -> bool:
+        """Whether `npages` pages from `gpa` on are validated, all inside one range of RAM."""
+        _, bits, mask = self._bits(cpu, gpa, npages)
+        return bits & mask == mask
+
+    def set(self, cpu: PerCpu, gpa: int, npages: int, validated: bool) -> None:
+        """Note the state of `npages` pages from `gpa` on, all inside one range of RAM."""
+        start, bits, mask = self._bits(cpu, gpa, npages)
+        bits = bits | mask if validated else bits & ~mask
+        nbytes = (mask.bit_length() + 7) >> 3
+        store_own(cpu, self._base + start, bits.to_bytes(nbytes, "little"))
+
+    def _bits(self, cpu: PerCpu, gpa: int, npages: int) -> tuple[int, int, int]:
+        """Where in the bitmap the bits of these pages begin, the bytes from there, and the mask."""
+        first = self._index(gpa)
+        if first is None:
+            raise ValueError(f"{gpa:#x} is not RAM")
+        start, stop = first >> 3, (first + npages + 7) >> 3
+        bits = int.from_bytes(load_own(cpu, self._base + start, stop - start), "little")
+        return start, bits, ((1 << npages) - 1) << (first & 7)
+
+    def _index(self, gpa: int) -> int | None:
+        before = 0
+        for r in self._ranges:
+            if r.start <= gpa < r.stop:
+                return before + ((gpa - r.start) >> PAGE_SHIFT)
+            before += len(r) >> PAGE_SHIFT
+        return None
+
+
+class GuestMemory:
+    """The guest's memory as the core knows it.
+
+    `owned` are the guest's ranges in bytes, whole pages; `launch_caa` is the SVSM's page that
+    serves as the boot CPU's first calling area.
+    """
+
+    def __init__(
+        self, owned: Sequence[range], launch_caa: Gpa, validated: ValidationBitmap
+    ) -> None:
+        self.owned: Final = tuple(owned)
+        self.launch_caa: Final = launch_caa
+        self.validated: Final = validated
+        self._worlds: dict[Gpa, GuestWorld] = {}
+        self._locks: list[tuple[range, int]] = []
+
+    # Map -------------------------------------------------------------------------------------
+
+    def owns(self, gpa: int, nbytes: int = PAGE_SIZE) -> bool:
+        """Whether all of it is the guest's own memory."""
+        return _covers(self.owned, gpa, nbytes)
+
+    def check_usable(self, cpu: PerCpu, gpa: int) -> None:
+        """INVALID_ADDRESS unless the guest may name the page at `gpa` for data of its calls.
+
+        It has to be the guest's and validated (or the SVSM's first calling area), and no VMSA.
+        """
+        page = gpa & ~PAGE_MASK
+        if page != self.launch_caa:
+            if not self.owns(page) or page in self._worlds:
+                raise SvsmError(SvsmResult.SVSM_ERR_INVALID_ADDRESS)
+            if not self.validated.is_validated(cpu, page):
+                raise SvsmError(SvsmResult.SVSM_ERR_INVALID_ADDRESS)
+
+    # Registered pages ------------------------------------------------------------------------
+
+    def register(self, world: GuestWorld) -> None:
+        """Make `world.vmsa` and `world.caa` special."""
+        self._worlds[world.vmsa] = world
+
+    def unregister(self, world: GuestWorld) -> None:
+        """Make the pages of `world` ordinary again, unless another world has them too."""
+        del self._worlds[world.vmsa]
+
+    def world_of(self, vmsa: int) -> GuestWorld | None:
+        """The world whose VMSA lies at this GPA, or None."""
+        return self._worlds.get(Gpa(vmsa))
+
+    def is_vmsa(self, gpa: int) -> bool:
+        """Whether the page at `gpa` is a registered VMSA."""
+        return gpa in self._worlds
+
+    def caa_owner(self, gpa: int) -> int | None:
+        """APIC id of the vCPU whose registered calling area lies at `gpa`, or None."""
+        for world in self._worlds.values():
+            if world.caa == gpa:
+                return world.apic_id
+        return None
+
+    def has_registered(self, gpa: int, nbytes: int) -> bool:
+        """Whether a registered VMSA or calling area lies in this range."""
+        return any(
+            gpa <= page < gpa + nbytes
+            for world in self._worlds.values()
+            for page in (world.vmsa, world.caa)
+        )
+
+    # Locks -----------------------------------------------------------------------------------
+
+    def is_locked(self, cpu: PerCpu, gpa: int, nbytes: int = PAGE_SIZE) -> bool:
+        """Whether a handler of another vCPU holds a page of this range."""
+        return any(
+            held.start < gpa + nbytes and gpa < held.stop and owner != cpu.apic_id
+            for held, owner in self._locks
+        )
+
+    @contextmanager
+    def locked(self, cpu: PerCpu, gpa: int, nbytes: int = PAGE_SIZE) -> Iterator[None]:
+        """Hold the pages of this range across yields; BUSY if another vCPU's handler has one."""
+        if self.is_locked(cpu, gpa, nbytes):
+            raise SvsmError(SvsmResult.SVSM_ERR_BUSY)
+        lock = (range(gpa, gpa + nbytes), cpu.apic_id)
+        self._locks.append(lock)
+        try:
+            yield
+        finally:
+            self._locks.remove(lock)

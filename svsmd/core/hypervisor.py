@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""What the SVSM asks its hypervisor for, by the GHCB MSR protocol and by its own GHCB pages.
+
+The answers come from the host: each is checked, and one that breaks the protocol where the SVSM
+cannot do without it is a panic.
+
+Spec: 56421 (GHCB), 2.3.1 (MSR protocol), 4.1.9 (SNP AP creation).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from svsmd.core.access import flush_tlb, load_shared, pvalidate, revoke, store_shared
+from svsmd.core.gate import Handler, SvsmPanic, Vmgexit
+from svsmd.core.percpu import PerCpu
+from svsmd.snp import ghcb_msr
+from svsmd.snp.bits import Bits, Register64
+from svsmd.snp.ghcb import GHCB_VERSION_MAX, Ghcb, GhcbExit, GhcbInputError, GhcbResponse
+from svsmd.snp.ghcb_msr import GhcbInfo, HvFeature, MsrPscOperation, Terminate, UnexpectedResponse
+from svsmd.snp.rmp import RmpReturn
+from svsmd.snp.types import C_BIT_POSITION, PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Vmpl
+
+SVSM_REASON_SET: Final = 2
+"""Reason code set of this SVSM (56421, table 1: sets other than 0 belong to the guest's software).
+
+Linux has taken 1; a log that shows set 2 therefore speaks of the SVSM.
+"""
+
+
+class SvsmReason(IntEnum):
+    """Reason codes of `SVSM_REASON_SET`."""
+
+    PANIC = 0
+    """The SVSM's log says why."""
+    EXCEPTION = 1
+    """The native part at VMPL0 took an exception."""
+
+
+REQUIRED_FEATURES: Final = HvFeature.SNP | HvFeature.SNP_AP_CREATION | HvFeature.SNP_MULTI_VMPL
+
+
+class ApCreationRequest(IntEnum):
+    """SW_EXITINFO1[15:0] of SNP_AP_CREATION."""
+
+    CREATE_ON_INIT = 0
+    """Name the VMSA that the VMPL of a vCPU has, without starting it."""
+    CREATE = 1
+    DESTROY = 2
+
+
+class ApCreationInfo1(Register64):
+    """SW_EXITINFO1 of SNP_AP_CREATION."""
+
+    REQUEST = Bits(15, 0)
+    VMPL = Bits(19, 16)
+    APIC_ID = Bits(63, 32)
+
+
+def terminate_request(reason: SvsmReason) -> int:
+    """GHCB MSR value that ends the machine with a reason of ours."""
+    return Terminate(SVSM_REASON_SET, reason).encode()
+
+
+def negotiate() -> Handler[HvFeature]:
+    """Agree on the protocol's version, and return the hypervisor's features."""
+    try:
+        info = ghcb_msr.parse_sev_info((yield Vmgexit(ghcb_msr.SevInfoRequest().encode())))
+        features = ghcb_msr.parse_hv_features((yield Vmgexit(ghcb_msr.HvFeatures().encode())))
+    except UnexpectedResponse as error:
+        raise SvsmPanic(f"the hypervisor breaks the GHCB protocol: {error}") from error
+    if not info.version_min <= GHCB_VERSION_MAX <= info.version_max:
+        raise SvsmPanic(
+            f"the hypervisor speaks GHCB protocol {info.version_min} to {info.version_max}, "
+            f"not {GHCB_VERSION_MAX}"
+        )
+    if info.c_bit != C_BIT_POSITION:
+        raise SvsmPanic(f"the hypervisor says that the C-bit is {info.c_bit}")
+    if features & REQUIRED_FEATURES != REQUIRED_FEATURES:
+        raise SvsmPanic(f"the hypervisor lacks features: it has {features:#x}")
+    return features
+
+
+def make_shared(cpu: PerCpu, gpa: int) -> Handler[None]:
+    """Give a validated page of the SVSM to the host: rescind it, and change its state."""
+    if (yield from revoke(cpu, gpa, PageSize.SIZE_4K, Vmpl.VMPL1)) != RmpReturn.SUCCESS:
+        raise SvsmPanic(f"RMPADJUST fails on page {gpa:#x} of the SVSM")
+    if (yield from pvalidate(cpu, gpa, PageSize.SIZE_4K, False)) != (RmpReturn.SUCCESS, False):
+        raise SvsmPanic(f"PVALIDATE cannot rescind page {gpa:#x} of the SVSM")
+    flush_tlb(cpu)
+    request = ghcb_msr.PageStateChange(gpa >> PAGE_SHIFT, MsrPscOperation.SHARED)
+    answer = yield Vmgexit(request.encode())
+    try:
+        error = ghcb_msr.parse_error(answer, GhcbInfo.PSC_RESPONSE)
+    except UnexpectedResponse as unexpected:
+        raise SvsmPanic(f"the hypervisor breaks the GHCB protocol: {unexpected}") from unexpected
+    if error:
+        raise SvsmPanic(f"the hypervisor does not share page {gpa:#x}: error {error:#x}")
+
+
+def set_up_ghcb(cpu: PerCpu, gpa: Gpa) -> Handler[None]:
+    """Make the page at `gpa` this vCPU's GHCB: shared, cleared and registered."""
+    yield from make_shared(cpu, gpa)
+    yield from store_shared(cpu, gpa, bytes(PAGE_SIZE))
+    gfn = gpa >> PAGE_SHIFT
+    answer = yield Vmgexit(ghcb_msr.RegisterGpa(gfn).encode())
+    try:
+        registered = ghcb_msr.parse_gfn(answer, GhcbInfo.REGISTER_GPA_RESPONSE)
+    except UnexpectedResponse as error:
+        raise SvsmPanic(f"the hypervisor breaks the GHCB protocol: {error}") from error
+    if registered != gfn:
+        raise SvsmPanic(f"the hypervisor refuses the GHCB at {gpa:#x}")
+    cpu.ghcb = gpa
+
+
+def ap_creation(
+    cpu: PerCpu, request: ApCreationRequest, apic_id: int, vmpl: int, vmsa: Gpa, sev_features: int
+) -> Handler[bool]:
+    """SNP_AP_CREATION; returns whether the hypervisor did it."""
+    if cpu.ghcb is None:
+        raise SvsmPanic(f"vCPU {cpu.apic_id} has no GHCB")
+    ghcb = Ghcb()
+    info_1 = ApCreationInfo1.of(REQUEST=request, VMPL=vmpl, APIC_ID=apic_id)
+    ghcb.set_request(GhcbExit.SNP_AP_CREATION, info_1, vmsa)
+    ghcb.rax = sev_features
+    yield from store_shared(cpu, cpu.ghcb, ghcb.tobytes())
+    yield Vmgexit(ghcb_msr.GhcbGpa(cpu.ghcb).encode())
+    # One copy, so that the host cannot change the answer while it is looked at.
+    answer = Ghcb.copy_of((yield from load_shared(cpu, cpu.ghcb, PAGE_SIZE)))
+    try:
+        return answer.sw_exit_info_1 & 0xFFFF_FFFF == GhcbResponse.NO_ACTION
+    except GhcbInputError:
+        return False

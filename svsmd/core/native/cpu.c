@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/* Descriptor tables of a CPU at VMPL0. Spec: AMD 24593, 4.8 (descriptors), 8.9 and 12.2.5 (IST, TSS). */
+#include "cpu.h"
+
+#define VECTOR_SIZE 16
+
+#define DESCRIPTOR_CODE64 0x00af9b000000ffff
+#define DESCRIPTOR_DATA 0x00cf93000000ffff
+#define TYPE_TSS64 0x89ULL
+#define GATE_INTERRUPT 0x8e
+
+/* Exceptions that may come when the stack is in no state to be used. */
+#define VECTOR_NMI 2
+#define VECTOR_DF 8
+#define VECTOR_MC 18
+#define VECTOR_HV 28
+#define VECTOR_VC 29
+
+struct table_register {
+	uint16_t limit;
+	uint64_t base;
+} __attribute__((packed));
+
+struct svsm_cpu svsm_boot_cpu __attribute__((aligned(4096)));
+struct idt_gate svsm_idt[SVSM_VECTORS] __attribute__((aligned(16)));
+
+static uint8_t ist_of(unsigned int vector)
+{
+	switch (vector) {
+	case VECTOR_NMI:
+	case VECTOR_DF:
+	case VECTOR_MC:
+	case VECTOR_HV:
+	case VECTOR_VC:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
+/* Fills the one IDT; called once, by the boot CPU. */
+void svsm_idt_init(void)
+{
+	for (unsigned int vector = 0; vector < SVSM_VECTORS; vector++) {
+		uint64_t entry = (uint64_t)svsm_vectors + vector * VECTOR_SIZE;
+
+		svsm_idt[vector] = (struct idt_gate){
+			.offset_low = (uint16_t)entry,
+			.selector = SVSM_CS,
+			.ist = ist_of(vector),
+			.type = GATE_INTERRUPT,
+			.offset_middle = (uint16_t)(entry >> 16),
+			.offset_high = (uint32_t)(entry >> 32),
+		};
+	}
+}
+
+/* Makes GDT and TSS in `cpu` and loads them with the IDT. The caller reloads CS. */
+void svsm_cpu_init(struct svsm_cpu *cpu)
+{
+	uint64_t tss = (uint64_t)&cpu->tss;
+	struct table_register gdtr = { sizeof(cpu->gdt) - 1, (uint64_t)cpu->gdt };
+	struct table_register idtr = { sizeof(svsm_idt) - 1, (uint64_t)svsm_idt };
+
+	cpu->self = cpu;
+	cpu->gdt[1] = DESCRIPTOR_CODE64;
+	cpu->gdt[2] = DESCRIPTOR_DATA;
+	cpu->gdt[3] = (sizeof(cpu->tss) - 1) | (tss & 0xffffff) << 16 | TYPE_TSS64 << 40 |
+		      (tss >> 24 & 0xff) << 56;
+	cpu->gdt[4] = tss >> 32;
+	cpu->tss.ist[0] = (uint64_t)cpu->ist_stack + sizeof(cpu->ist_stack);
+	cpu->tss.iopb = sizeof(cpu->tss); /* no I/O permission bitmap */
+
+	__asm__ volatile("lgdt %0" : : "m"(gdtr));
+	__asm__ volatile("lidt %0" : : "m"(idtr));
+	__asm__ volatile("ltr %w0" : : "r"(SVSM_TSS));
+}

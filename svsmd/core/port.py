@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""The machine as software at VMPL0 sees it, and where VMPL0's page tables map what.
+
+Everything the core does to the machine goes through `Port`; the silicon provides one for each vCPU
+and checks every access as it checks the CPU's own.
+
+Spec: 24594 (PVALIDATE, RMPADJUST, INVLPGB, TLBSYNC); the map is `svsmd/core/native/layout.h`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from svsmd.snp.types import PageSize
+
+PRIVATE_MAP: Final = 0xFFFF_8000_0000_0000
+"""Plus a GPA: all memory with the C-bit set (SVSM_PRIVATE_MAP)."""
+SHARED_MAP: Final = 0xFFFF_9000_0000_0000
+"""Plus a GPA: all memory with the C-bit clear (SVSM_SHARED_MAP)."""
+IMAGE_MAP: Final = 0xFFFF_FFFF_8000_0000
+"""Where the native image is linked; it lies at the start of the SVSM region (SVSM_IMAGE_VIRT)."""
+
+
+class Port(Protocol):
+    """Loads, stores and instructions of VMPL0 on one vCPU.
+
+    Every method may raise `GuestFault` (the exception that the instruction takes) or `NestedFault`
+    (the host has to act before the instruction can be tried again).
+    """
+
+    def read(self, gva: int, n: int, /) -> bytes:
+        """Load `n` bytes from `gva`."""
+        ...
+
+    def write(self, gva: int, data: bytes, /) -> None:
+        """Store `data` at `gva`."""
+        ...
+
+    def zero(self, gva: int, n: int, /) -> None:
+        """Store `n` zero bytes at `gva`, as REP STOS does: a fault may leave some stored."""
+        ...
+
+    def pvalidate(self, gva: int, size: PageSize, validate: bool, /) -> tuple[int, bool]:
+        """PVALIDATE; returns EAX and CF."""
+        ...
+
+    def rmpadjust(self, gva: int, size: PageSize, attributes: int, /) -> int:
+        """RMPADJUST with RDX = `attributes`; returns EAX."""
+        ...
+
+    def flush_tlb(self) -> None:
+        """INVLPGB of everything, and TLBSYNC."""
+        ...
+
+    def charge(self, ticks: int, /) -> None:
+        """Let `ticks` of guest time pass."""
+        ...
+
+
+class GateCall(Protocol):
+    """One execution of the gate instruction: who came, and the registers it came with."""
+
+    @property
+    def port(self) -> Port:
+        """The port of the vCPU that came."""
+        ...
+
+    @property
+    def vcpu(self) -> int:
+        """Number of the vCPU, which is its APIC id."""
+        ...
+
+    rax: int
+    rbx: int
+    rcx: int
+    rdx: int

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""Runs the guest on one vCPU, and serves the calls it makes.
+
+Theory of operation, one turn: the guest's VMSA loses EFER.SVME, so that no VMRUN can use it while
+the SVSM looks at it; if the guest came by VMGEXIT and its calling area says that a call is pending,
+the call is served; SVME is set again; TLBs are flushed; the host is asked to run the guest's VMPL.
+The host may come back without any of that having happened, as often as it likes: then there is no
+call, and the turn is an empty one.
+
+Spec: 58019 (SVSM), section 4 (calling convention); 24593, 15.36.12 (VMRUN needs SVME).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Final, Never
+
+from svsmd.core import costs
+from svsmd.core.access import flush_tlb, load, store
+from svsmd.core.calls import CallProtocol, Reply, Request
+from svsmd.core.gate import Handler, Preempt, Vmgexit, Wait
+from svsmd.core.guest_memory import GuestMemory
+from svsmd.core.log import CoreLog
+from svsmd.core.percpu import GuestWorld, PerCpu
+from svsmd.core.result_codes import SvsmError, SvsmResult
+from svsmd.snp import ghcb_msr
+from svsmd.snp.faults import GuestFault
+from svsmd.snp.ghcb_msr import GhcbInfo, UnexpectedResponse
+from svsmd.snp.types import PAGE_SIZE, Gpa, Vmpl
+from svsmd.snp.vmsa import Efer, VmexitCode, Vmsa
+
+CAA_CALL_PENDING: Final = 0
+"""Offset of the one-byte flag in the calling area."""
+
+_U64: Final = struct.Struct("<Q")
+_SVME: Final = int(Efer.SVME)
+"""As a plain number: the complement of a flag would lack the bits that have no name."""
+
+
+class RequestLoop:
+    """What all vCPUs share: the protocols by number, the guest's memory and its VMPL."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        protocols: Mapping[int, CallProtocol],
+        guest_vmpl: Vmpl,
+        log: CoreLog,
+    ) -> None:
+        self._memory = memory
+        self._protocols = protocols
+        self._run_guest = ghcb_msr.RunVmpl(guest_vmpl).encode()
+        self._log = log
+
+    def run(self, cpu: PerCpu) -> Handler[Never]:
+        """The life of a vCPU after boot."""
+        while True:
+            world = cpu.world
+            if world is None:
+                yield Wait()
+            elif self._is_busy(cpu, world):
+                yield Preempt()
+            elif (yield from self._turn(cpu, world)):
+                answer = yield Vmgexit(self._run_guest)
+                if self._refused(cpu, answer):
+                    yield Wait()
+
+    def _is_busy(self, cpu: PerCpu, world: GuestWorld) -> bool:
+        return self._memory.is_locked(cpu, world.vmsa) or self._memory.is_locked(cpu, world.caa)
+
+    def _turn(self, cpu: PerCpu, world: GuestWorld) -> Handler[bool]:
+        """Everything but the guest itself; returns whether it may run."""
+        memory = self._memory
+        with memory.locked(cpu, world.vmsa), memory.locked(cpu, world.caa):
+            vmsa = yield from self._stop_guest(cpu, world)
+            request = yield from self._take_request(cpu, world, vmsa)
+            if request is not None:
+                reply = yield from self._serve(cpu, request)
+                # DELETE_VCPU of the caller itself: the page belongs to the guest again.
+                if memory.world_of(world.vmsa) is world:
+                    yield from _write_reply(cpu, world.vmsa, reply)
+            if cpu.world is not world:
+                return False
+            yield from set_svme(cpu, world.vmsa, True)
+        flush_tlb(cpu)
+        return True
+
+    @staticmethod
+    def _stop_guest(cpu: PerCpu, world: GuestWorld) -> Handler[Vmsa]:
+        """Clear SVME, and return a copy of the guest's registers."""
+        yield from set_svme(cpu, world.vmsa, False)
+        return Vmsa.copy_of((yield from load(cpu, world.vmsa, PAGE_SIZE)))
+
+    @staticmethod
+    def _take_request(cpu: PerCpu, world: GuestWorld, vmsa: Vmsa) -> Handler[Request | None]:
+        """The call that the guest made, if it made one; call_pending is clear afterwards."""
+        if vmsa.guest_exitcode != VmexitCode.VMGEXIT:
+            return None
+        pending = world.caa + CAA_CALL_PENDING
+        if (yield from load(cpu, pending, 1)) == b"\0":
+            return None
+        yield from store(cpu, pending, b"\0")
+        return Request(vmsa.rax, vmsa.rcx, vmsa.rdx, vmsa.r8, vmsa.r9)
+
+    def _serve(self, cpu: PerCpu, request: Request) -> Handler[Reply]:
+        cpu.port.charge(costs.REQUEST)
+        protocol = self._protocols.get(request.protocol)
+        if protocol is None:
+            return Reply.to(request, SvsmResult.SVSM_ERR_UNSUPPORTED_PROTOCOL)
+        try:
+            return (yield from protocol.handle(cpu, request))
+        except SvsmError as error:
+            return Reply.to(request, error.code)
+        except GuestFault:
+            return Reply.to(request, SvsmResult.SVSM_ERR_INVALID_ADDRESS)
+
+    def _refused(self, cpu: PerCpu, answer: int) -> bool:
+        """Whether the host says that it will not run the guest.
+
+        Any other value is no answer at all: the host ran VMPL0 because it wanted to.
+        """
+        try:
+            error = ghcb_msr.parse_error(answer, GhcbInfo.RUN_VMPL_RESPONSE)
+        except UnexpectedResponse:
+            return False
+        if error:
+            self._log.write(f"vCPU {cpu.apic_id}: the hypervisor refuses RUN_VMPL: {error:#x}")
+        return bool(error)
+
+
+def set_svme(cpu: PerCpu, vmsa: Gpa, enable: bool) -> Handler[bool]:
+    """Allow or forbid VMRUN to use a VMSA (24593, 15.36.12); returns what it was before."""
+    where = vmsa + Vmsa.efer.offset
+    efer = int.from_bytes((yield from load(cpu, where, _U64.size)), "little")
+    changed = efer | _SVME if enable else efer & ~_SVME
+    yield from store(cpu, where, _U64.pack(changed))
+    return bool(efer & _SVME)
+
+
+def _write_reply(cpu: PerCpu, vmsa: Gpa, reply: Reply) -> Handler[None]:
+    for field, value in (
+        (Vmsa.rax, reply.rax),
+        (Vmsa.rcx, reply.rcx),
+        (Vmsa.rdx, reply.rdx),
+        (Vmsa.r8, reply.r8),
+    ):
+        yield from store(cpu, vmsa + field.offset, _U64.pack(value))

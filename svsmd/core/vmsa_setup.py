@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""VMSAs that the SVSM writes itself: the guest's boot CPU, and its own other CPUs.
+
+Spec: 24593 (APM vol. 2), appendix B; Linux Documentation/arch/x86/boot.rst (64-bit boot protocol).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from svsmd.core.launch_info import EntryState
+from svsmd.core.port import PRIVATE_MAP
+from svsmd.snp.types import PAGE_SIZE, Gpa, Vmpl
+from svsmd.snp.vmsa import Cr4, Efer, SevFeatures, Vmsa
+
+SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE
+"""Of every VMSA that the SVSM writes. Linux refuses to run with vTOM, #VC reflection, restricted or
+alternate injection (its snp_check_features)."""
+
+CPU_AREA_SIZE: Final = 4 * PAGE_SIZE
+"""Area of one CPU at VMPL0: descriptor tables, TSS and stacks (SVSM_CPU_SIZE of layout.h)."""
+
+_SVSM_CS: Final = 0x08
+_SVSM_DS: Final = 0x10
+
+
+def guest_boot_vmsa(entry: EntryState, vmpl: Vmpl) -> bytes:
+    """The guest's boot CPU at its first instruction: 64-bit mode, as the payload's loader wants."""
+    return Vmsa.long_mode_start(
+        entry.rip,
+        entry.rsp,
+        entry.cr3,
+        entry.rsi,
+        vmpl=vmpl,
+        sev_features=SEV_FEATURES,
+        gdt_base=entry.gdtr_base,
+        gdt_limit=entry.gdtr_limit,
+    ).tobytes()
+
+
+def svsm_ap_vmsa(ap_start: int, page_tables: int, cpu_area: Gpa, apic_id: int) -> bytes:
+    """Another CPU of the SVSM at `ap_start` (svsm_ap_start of the native image, GVA).
+
+    `page_tables` is the boot CPU's CR3; `cpu_area` has `CPU_AREA_SIZE` bytes, zeroed, and becomes
+    its GS base with the stack at its end. TSC_AUX tells the gate which vCPU comes: the boot CPU's
+    is 0, as LAUNCH_UPDATE has left it.
+    """
+    base = PRIVATE_MAP + cpu_area
+    vmsa = Vmsa.long_mode_start(
+        ap_start,
+        base + CPU_AREA_SIZE,
+        page_tables,
+        vmpl=Vmpl.VMPL0,
+        sev_features=SEV_FEATURES,
+        code_selector=_SVSM_CS,
+        data_selector=_SVSM_DS,
+    )
+    # The SVSM's page tables have no-execute bits; its C code may use SSE.
+    vmsa.efer |= Efer.NXE
+    vmsa.cr4 |= Cr4.OSFXSR
+    vmsa.tsc_aux = apic_id
+    vmsa.gs = vmsa.gs._replace(base=base)
+    return vmsa.tobytes()

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: MIT
+"""Boot of the core: what is validated, granted, copied and started, and what makes it panic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from svsmd.core.boot import pieces
+from svsmd.core.guest_memory import subtract
+from svsmd.core.hypervisor import SVSM_REASON_SET, SvsmReason
+from svsmd.snp import ghcb_msr
+from svsmd.snp.cpuid_page import CpuidPage
+from svsmd.snp.ghcb_msr import HvFeature
+from svsmd.snp.rmp import Perm, RmpUpdate
+from svsmd.snp.secrets_page import SecretsPage
+from svsmd.snp.types import C_BIT, PAGE_SIZE, Gpa, PageSize, Spa
+from svsmd.snp.vmsa import Efer
+from tests.fake_vmpl0 import (
+    AP_START,
+    ENTRY,
+    GUEST_CAA,
+    GUEST_CPUID,
+    GUEST_SECRETS,
+    GUEST_VMPL,
+    INFO,
+    KERNEL,
+    KERNEL_BYTE,
+    KEYS,
+    LAUNCH_INFO,
+    MIB,
+    SVSM_BASE,
+    SVSM_SECRETS,
+    FakeVmpl0,
+)
+
+
+@pytest.fixture
+def machine() -> FakeVmpl0:
+    return FakeVmpl0()
+
+
+def boot_ends(machine: FakeVmpl0) -> str:
+    """Boot into a panic; returns its message."""
+    assert machine.run(0) == "end"
+    assert machine.terminated == ghcb_msr.Terminate(SVSM_REASON_SET, SvsmReason.PANIC)
+    assert machine.core.panicked
+    return next(line for line in machine.core.log.lines if line.startswith("panic"))
+
+
+def test_boot_gives_the_guest_its_memory_and_nothing_else(machine: FakeVmpl0) -> None:
+    machine.checks.append(machine.check_security)
+    machine.boot()
+    for gpa in range(0, SVSM_BASE, PAGE_SIZE):
+        entry = machine.rmp.lookup(gpa)
+        assert entry is not None
+        assert entry.validated
+        assert entry.permissions == (Perm.ALL, Perm.NONE, Perm.ALL, Perm.NONE)
+    caa = machine.rmp.lookup(GUEST_CAA)
+    assert caa is not None
+    assert caa.permissions[GUEST_VMPL] == Perm.ALL
+
+
+def test_boot_uses_large_pages_where_the_host_does(machine: FakeVmpl0) -> None:
+    machine.boot()
+    entry = machine.rmp.lookup(6 * MIB)
+    assert entry is not None
+    assert entry.page_size is PageSize.SIZE_2M
+    validated = [gpa for what, gpa in machine.ports[0].log if what == "validate"]
+    assert validated.count(6 * MIB) == 1
+    assert 6 * MIB + PAGE_SIZE not in validated
+
+
+def test_boot_falls_back_to_small_pages(machine: FakeVmpl0) -> None:
+    machine.rmp.psmash(Spa(6 * MIB))
+    machine.checks.append(machine.check_security)
+    machine.boot()
+    entry = machine.rmp.lookup(8 * MIB - PAGE_SIZE)
+    assert entry is not None
+    assert entry.validated
+    assert entry.page_size is PageSize.SIZE_4K
+
+
+def test_measured_pages_keep_their_contents_and_others_are_zeroed(machine: FakeVmpl0) -> None:
+    machine.put(8 * MIB, b"stale secret of somebody")
+    machine.boot()
+    assert machine.get(KERNEL, 4) == KERNEL_BYTE * 4
+    assert machine.get(8 * MIB, 16) == bytes(16)
+    log = machine.ports[0].log
+    assert log.index(("zero", 8 * MIB)) < log.index(("grant", 8 * MIB))
+
+
+def test_secrets_page_of_the_guest_lacks_the_keys_of_vmpls_above(machine: FakeVmpl0) -> None:
+    machine.boot()
+    secrets = SecretsPage.copy_of(machine.get(GUEST_SECRETS, PAGE_SIZE))
+    assert secrets.vmpck(0) == secrets.vmpck(1) == bytes(32)
+    assert secrets.vmpck(2) == KEYS[64:96]
+    assert secrets.vmpck(3) == KEYS[96:128]
+    assert secrets.svsm_base == SVSM_BASE
+    assert secrets.svsm_size == 4 * MIB
+    assert secrets.svsm_caa == GUEST_CAA
+    assert secrets.svsm_max_version == 1
+    assert secrets.svsm_guest_vmpl == GUEST_VMPL
+    assert machine.get(SVSM_SECRETS + 0x20, 128) == KEYS
+
+
+def test_cpuid_page_of_the_guest_says_that_there_is_an_svsm(machine: FakeVmpl0) -> None:
+    machine.boot()
+    page = CpuidPage.copy_of(machine.get(GUEST_CPUID, PAGE_SIZE))
+    assert page.lookup(0x8000_001F).eax == 0x1A | 1 << 28
+
+
+def test_guest_starts_where_the_launch_info_says(machine: FakeVmpl0) -> None:
+    machine.boot()
+    gpa = machine.vmsas[0, GUEST_VMPL]
+    vmsa = machine.vmsa(gpa)
+    assert (vmsa.rip, vmsa.rsp, vmsa.rsi, vmsa.cr3) == (ENTRY.rip, ENTRY.rsp, ENTRY.rsi, ENTRY.cr3)
+    assert vmsa.gdtr.base == ENTRY.gdtr_base
+    assert vmsa.gdtr.limit == ENTRY.gdtr_limit
+    assert vmsa.vmpl == GUEST_VMPL
+    assert vmsa.efer & Efer.SVME
+    entry = machine.rmp.lookup(gpa)
+    assert entry is not None
+    assert entry.vmsa
+    assert not any(entry.permissions[1:])
+
+
+def test_other_vcpus_of_the_svsm_are_started_and_wait(machine: FakeVmpl0) -> None:
+    machine.boot()
+    vmsa = machine.vmsa(machine.vmsas[1, 0])
+    assert vmsa.rip == AP_START
+    assert vmsa.cr3 == SVSM_BASE + 0x5000 | C_BIT
+    assert vmsa.rsp == vmsa.gs.base + 0x4000
+    assert vmsa.vmpl == 0
+    assert vmsa.efer & Efer.NXE
+    assert vmsa.tsc_aux == 1
+
+
+def test_ghcb_page_of_the_svsm_is_the_hosts(machine: FakeVmpl0) -> None:
+    machine.boot()
+    ghcb = machine.rmp.lookup(SVSM_BASE + 0x10_0000)
+    assert ghcb is not None
+    assert not ghcb.assigned
+    behind = machine.rmp.lookup(SVSM_BASE + 0x10_1000)
+    assert behind is not None
+    assert behind.validated
+
+
+def test_page_that_is_valid_already_is_a_panic(machine: FakeVmpl0) -> None:
+    machine.rmp.firmware_update(Spa(8 * MIB), validated=True)
+    assert "valid already" in boot_ends(machine)
+
+
+def test_measured_page_that_the_host_swapped_is_a_panic(machine: FakeVmpl0) -> None:
+    machine.rmp.rmpupdate(Spa(KERNEL), RmpUpdate())
+    machine.rmp.rmpupdate(Spa(KERNEL), RmpUpdate(True, PageSize.SIZE_4K, False, Gpa(KERNEL), 1))
+    assert "RMPADJUST" in boot_ends(machine)
+
+
+@pytest.mark.parametrize("missing", [HvFeature.SNP_MULTI_VMPL, HvFeature.SNP_AP_CREATION])
+def test_hypervisor_without_a_needed_feature_is_a_panic(missing: HvFeature) -> None:
+    machine = FakeVmpl0(features=HvFeature(0x3FF & ~int(missing)))
+    assert "lacks features" in boot_ends(machine)
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (ghcb_msr.GhcbInfo.SEV_INFO_REQUEST, "breaks the GHCB protocol"),
+        (ghcb_msr.GhcbInfo.PSC_REQUEST, "breaks the GHCB protocol"),
+        (ghcb_msr.GhcbInfo.REGISTER_GPA_REQUEST, "breaks the GHCB protocol"),
+    ],
+)
+def test_hypervisor_that_does_not_answer_is_a_panic(info: ghcb_msr.GhcbInfo, message: str) -> None:
+    machine = FakeVmpl0(answer=lambda request: request if request & 0xFFF == info else None)
+    assert message in boot_ends(machine)
+
+
+def test_refused_ghcb_is_a_panic() -> None:
+    refusal = ghcb_msr.register_gpa_response(ghcb_msr.GHCB_GPA_REFUSED)
+    request = ghcb_msr.GhcbInfo.REGISTER_GPA_REQUEST
+    machine = FakeVmpl0(answer=lambda value: refusal if value & 0xFFF == request else None)
+    assert "refuses the GHCB" in boot_ends(machine)
+
+
+def test_panic_wipes_the_keys(machine: FakeVmpl0) -> None:
+    machine.rmp.firmware_update(Spa(8 * MIB), validated=True)
+    boot_ends(machine)
+    assert machine.get(SVSM_SECRETS + 0x20, 128) == bytes(128)
+    assert any("wiped" in line for line in machine.core.log.lines)
+    # Every vCPU that comes afterwards, and this one again, asks for the same.
+    machine.terminated = None
+    assert machine.run(0) == "end"
+    machine.terminated = None
+    assert machine.run(1) == "end"
+
+
+def test_bad_launch_info_is_a_panic(machine: FakeVmpl0) -> None:
+    machine.put(LAUNCH_INFO, b"garbage!")
+    assert "launch info" in boot_ends(machine)
+
+
+def test_vcpu_that_nobody_started_is_a_panic(machine: FakeVmpl0) -> None:
+    assert machine.run(1) == "end"
+
+
+def test_exception_of_the_native_part_is_a_panic(machine: FakeVmpl0) -> None:
+    machine.boot()
+    call = machine.calls[0]
+    call.rbx = 14
+    machine.core.exception_entry(call)
+    assert machine.core.panicked
+    request = ghcb_msr.parse_request(call.rdx << 32 | call.rax)
+    assert request == ghcb_msr.Terminate(SVSM_REASON_SET, SvsmReason.EXCEPTION)
+    assert machine.get(SVSM_SECRETS + 0x20, 128) == bytes(128)
+
+
+def test_memory_that_the_host_takes_from_the_svsm_is_a_panic(machine: FakeVmpl0) -> None:
+    machine.rmp.psmash(Spa(LAUNCH_INFO & -(2 * MIB)))
+    machine.rmp.rmpupdate(Spa(LAUNCH_INFO), RmpUpdate())
+    assert "is gone" in boot_ends(machine)
+
+
+def test_one_vcpu_is_enough() -> None:
+    machine = FakeVmpl0(info=replace(INFO, cpu_count=1))
+    machine.boot()
+    assert list(machine.vmsas) == [(0, GUEST_VMPL)]
+
+
+def test_subtract() -> None:
+    assert subtract([range(10)], [range(3, 5)]) == (range(3), range(5, 10))
+    assert subtract([range(10)], [range(20)]) == ()
+    assert subtract([range(10), range(20, 30)], [range(5, 25)]) == (range(5), range(25, 30))
+    assert subtract([range(10)], []) == (range(10),)
+    assert subtract([range(10)], [range(12, 15)]) == (range(10),)
+    assert subtract([range(5, 10)], [range(2)]) == (range(5, 10),)
+
+
+def test_pieces() -> None:
+    assert list(pieces(range(2 * MIB - PAGE_SIZE, 4 * MIB + PAGE_SIZE))) == [
+        (2 * MIB - PAGE_SIZE, PageSize.SIZE_4K),
+        (2 * MIB, PageSize.SIZE_2M),
+        (4 * MIB, PageSize.SIZE_4K),
+    ]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""The launch-info page: round trip, bad pages, and agreement with the C header."""
+
+import re
+import shutil
+import struct
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from svsmd.core import launch_info
+from svsmd.core.launch_info import (
+    LAUNCH_INFO_SIZE,
+    EntryState,
+    LaunchInfo,
+    LaunchInfoError,
+    LaunchRangeFlags,
+    RamRange,
+    ValidatedRange,
+)
+from svsmd.snp.types import C_BIT, C_BIT_POSITION, PAGE_SIZE, Gpa
+
+HEADER = Path(launch_info.__file__).with_name("native") / "launch_info.h"
+BASE = Gpa(0x1FC0_0000)
+
+INFO = LaunchInfo(
+    cbit=C_BIT_POSITION,
+    guest_vmpl=2,
+    cpu_count=4,
+    svsm_base=BASE,
+    svsm_size=0x40_0000,
+    svsm_vmsa=Gpa(BASE + 0x83000),
+    svsm_cpuid=Gpa(BASE + 0x81000),
+    svsm_secrets=Gpa(BASE + 0x82000),
+    guest_cpuid=Gpa(0x13000),
+    guest_secrets=Gpa(0x14000),
+    guest_caa=Gpa(BASE + 0x84000),
+    entry=EntryState(0x20_0000, 0x38000, 0x10000, 0x20000 | C_BIT, 0x15000, 31),
+    ram=(RamRange(Gpa(0), 0x2000_0000), RamRange(Gpa(1 << 32), 0x4000_0000)),
+    validated=(
+        ValidatedRange(BASE, 16, LaunchRangeFlags.SVSM),
+        ValidatedRange(Gpa(0x20_0000), 128),
+    ),
+)
+
+
+def test_round_trip() -> None:
+    page = INFO.to_page()
+    assert len(page) == PAGE_SIZE
+    assert LaunchInfo.from_page(page) == INFO
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "value"),
+    [
+        (0x00, "<8s", b"SVSMDLI1"),
+        (0x08, "<I", 1),
+        (0x0C, "<I", 0x218),
+        (0x10, "<I", 39),
+        (0x14, "<I", 2),
+        (0x18, "<I", 4),
+        (0x1C, "<I", 2),
+        (0x20, "<Q", BASE),
+        (0x58, "<Q", BASE + 0x84000),
+        (0x60, "<Q", 0x20_0000),
+        (0x88, "<I", 31),
+        (0x90, "<Q", 0),
+        (0x98, "<Q", 0x2000_0000),
+        (0xA0, "<Q", 1 << 32),
+        (0x110, "<I", 2),
+        (0x118, "<Q", BASE),
+        (0x120, "<I", 16),
+        (0x124, "<I", 1),
+    ],
+)
+def test_offsets(offset: int, layout: str, value: int | bytes) -> None:
+    """The offsets that the assertions in launch_info.h hold the C side to."""
+    assert struct.unpack_from(layout, INFO.to_page(), offset) == (value,)
+
+
+def test_c_side_has_the_same_layout(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    names = re.findall(r"\n\t(?:char|uint\d+_t|struct \w+) (\w+)", HEADER.read_text())
+    fields = names[names.index("magic") :]
+    source = tmp_path / "offsets.c"
+    source.write_text(
+        '#include <stdio.h>\n#include "launch_info.h"\nint main(void) {\n'
+        + "".join(
+            f'printf("{field} %zu\\n", offsetof(struct launch_info, {field}));\n'
+            for field in fields
+        )
+        + 'printf("size %zu\\n", sizeof(struct launch_info)); }\n'
+    )
+    program = tmp_path / "offsets"
+    subprocess.run([compiler, "-I", HEADER.parent, source, "-o", program], check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    offsets = {name: int(value) for name, value in (line.split() for line in printed.splitlines())}
+    # `size` is a field too; the size of the structure is printed later, and so replaces it.
+    assert offsets.pop("size") == LAUNCH_INFO_SIZE
+    page = INFO.to_page()
+    for field in (name for name in offsets if name.startswith(("svsm_", "guest_"))):
+        width = "<I" if field == "guest_vmpl" else "<Q"
+        (value,) = struct.unpack_from(width, page, offsets[field])
+        assert value == getattr(INFO, field), field
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "value"),
+    [
+        (0x00, "<Q", 0),
+        (0x08, "<I", 2),
+        (0x0C, "<I", 0x217),
+        (0x10, "<I", 31),
+        (0x10, "<I", 52),
+        (0x14, "<I", 0),
+        (0x14, "<I", 4),
+        (0x18, "<I", 0),
+        (0x1C, "<I", 9),
+        (0x20, "<Q", BASE + PAGE_SIZE),
+        (0x28, "<Q", 0),
+        (0x28, "<Q", 1 << 63),
+        (0x40, "<Q", (1 << 64) - PAGE_SIZE),
+        (0x58, "<Q", 0xC000_0000),
+        (0x8C, "<I", 1),
+        (0x90, "<Q", 1),
+        (0x110, "<I", 17),
+        (0x114, "<I", 1),
+        (0x118, "<Q", C_BIT),
+        (0x120, "<I", 0),
+        (0x120, "<I", 0xFFFF_FFFF),
+        (0x124, "<I", 2),
+        (0x138, "<Q", 1),
+        (0xFF8, "<Q", 1),
+    ],
+)
+def test_bad_pages_are_refused(offset: int, layout: str, value: int) -> None:
+    page = bytearray(INFO.to_page())
+    struct.pack_into(layout, page, offset, value)
+    with pytest.raises(LaunchInfoError):
+        LaunchInfo.from_page(bytes(page))
+
+
+def test_page_size_is_checked() -> None:
+    with pytest.raises(LaunchInfoError):
+        LaunchInfo.from_page(INFO.to_page()[:-1])
+
+
+def test_too_many_ranges_are_refused() -> None:
+    with pytest.raises(LaunchInfoError):
+        replace(INFO, validated=(ValidatedRange(Gpa(0), 1),) * 17).to_page()
+    with pytest.raises(LaunchInfoError):
+        replace(INFO, ram=INFO.ram * 5).to_page()
