@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""The compiled guest code that ships with svsmd: ``demo.elf`` and ``svsm.elf``.
+
+``tools/build_images.py`` makes them; the build of the wheel (and of an editable install) runs it.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+IMAGES: Final = ("demo", "svsm")
+"""Names that `image_path` knows: the demo guest, and the native part of the SVSM."""
+
+
+class ImageMissingError(FileNotFoundError):
+    """An image has not been built; the text says how to build it."""
+
+
+def image_path(name: str) -> Path:
+    """Path of the ELF file ``name`` (one of `IMAGES`).
+
+    Raises ValueError for another name, ImageMissingError if the file is not there.
+    """
+    if name not in IMAGES:
+        raise ValueError(f"no image is called {name!r}; there are {', '.join(IMAGES)}")
+    path = Path(str(files(__name__) / f"{name}.elf"))
+    if not path.is_file():
+        raise ImageMissingError(
+            f"{path} is not built: run `python tools/build_images.py` in the source tree "
+            "(it needs a C compiler, cc)"
+        )
+    return path

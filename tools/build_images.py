@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: MIT
+"""Build what svsmd has in native code: the guest images and the engine's accelerator.
+
+    python tools/build_images.py [--cc CC] [demo] [svsm] [accel]
+
+Same sources and same compiler give the same bytes: no build id, no dates, no paths of this machine.
+A target that is newer than all its sources is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+# Guest code runs without an operating system, without a red zone (interrupts use its stack) and
+# with general registers only (nobody saves the others for it).
+FREESTANDING: Final = (
+    "-std=gnu11",
+    "-ffreestanding",
+    "-fno-pic",
+    "-mno-red-zone",
+    "-mno-mmx",
+    "-mno-sse",
+    "-mgeneral-regs-only",
+    "-fno-stack-protector",
+    "-fcf-protection=none",
+    "-fno-delete-null-pointer-checks",
+    "-fno-strict-aliasing",
+    "-g",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+)
+LINK: Final = (
+    "-nostdlib",
+    "-static",
+    "-Wl,--build-id=none",
+    "-Wl,-z,max-page-size=0x1000",
+    "-Wl,-z,noexecstack",
+)
+
+
+class BuildError(Exception):
+    """The build cannot go on; the text is for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One ELF image: every .c and .S file of a directory, by that directory's linker script."""
+
+    name: str
+    directory: str
+    linker_script: str
+    code_model: str
+    first: tuple[str, ...] = ()
+    """Sources that are linked first, in this order; the rest follows by name."""
+
+    @property
+    def output(self) -> Path:
+        return ROOT / "svsmd" / "images" / f"{self.name}.elf"
+
+    def sources(self) -> list[Path]:
+        """What is compiled, in link order."""
+        directory = ROOT / self.directory
+        found = sorted(path.name for path in directory.iterdir() if path.suffix in {".c", ".S"})
+        rest = [name for name in found if name not in self.first]
+        return [directory / name for name in (*self.first, *rest)]
+
+    def inputs(self) -> list[Path]:
+        """All that the output depends on."""
+        return [path for path in (ROOT / self.directory).iterdir() if path.is_file()]
+
+
+IMAGES: Final = (
+    Image(
+        "demo",
+        "svsmd/guest/demo",
+        "demo.lds",
+        "small",
+        first=(
+            "start.S",
+            # The order of the self-tests: what the others rest on comes first.
+            "selftest_cpu.c",
+            "selftest_fault.c",
+            "selftest_ghcb.c",
+            "selftest_irq.c",
+            "selftest_svsm.c",
+            "selftest_memory.c",
+            "selftest_smp.c",
+        ),
+    ),
+    Image("svsm", "svsmd/core/native", "svsm.lds", "kernel", first=("start.S",)),
+)
+ACCEL_SOURCE: Final = ROOT / "svsmd" / "snp" / "native" / "accel.c"
+ACCEL: Final = "accel"
+TARGETS: Final = (*(image.name for image in IMAGES), ACCEL)
+
+
+def find_compiler(cc: str | None = None) -> list[str]:
+    """The compiler's command: ``cc``, or $CC, or ``cc``. Raises BuildError if it is not there."""
+    command = shlex.split(cc or os.environ.get("CC") or "cc")
+    if not command or shutil.which(command[0]) is None:
+        raise BuildError(
+            f"no C compiler: {' '.join(command) or 'CC'} is not found (apt install gcc, or set CC)"
+        )
+    return command
+
+
+def run(command: Sequence[str]) -> None:
+    """Run one command; its output is shown if it fails or warns."""
+    # With C's own locale and a fixed date the compiler has nothing left to vary.
+    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.stderr:
+        sys.stderr.write(done.stderr)
+    if done.returncode:
+        raise BuildError(f"{command[0]} failed ({done.returncode}): {shlex.join(command)}")
+
+
+def is_current(output: Path, inputs: Iterable[Path]) -> bool:
+    """Whether ``output`` is newer than all ``inputs`` and this script."""
+    if not output.is_file():
+        return False
+    made = output.stat().st_mtime_ns
+    return all(path.stat().st_mtime_ns < made for path in (*inputs, Path(__file__)))
+
+
+def build_image(image: Image, compiler: Sequence[str], output: Path | None = None) -> Path:
+    """Compile and link one image; returns its path (default: where svsmd looks for it)."""
+    target = output or image.output
+    script = f"{image.directory}/{image.linker_script}"
+    common = (
+        *FREESTANDING,
+        f"-mcmodel={image.code_model}",
+        f"-ffile-prefix-map={ROOT}=.",
+        f"-I{image.directory}",
+    )
+    with tempfile.TemporaryDirectory(prefix="svsmd-build-") as scratch:
+
+        def compile_one(source: Path) -> str:
+            made = f"{scratch}/{source.name}.o"
+            run([*compiler, *common, "-c", str(source.relative_to(ROOT)), "-o", made])
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, image.sources()))
+        linked = Path(scratch) / target.name
+        run([*compiler, *LINK, f"-Wl,-T,{script}", *objects, "-o", str(linked)])
+        install(linked, target)
+    return target
+
+
+def build_accel(compiler: Sequence[str], output: Path | None = None) -> Path | None:
+    """Compile the engine's accelerator; None if this tree has no source for it."""
+    if not ACCEL_SOURCE.is_file():
+        return None
+    target = output or ACCEL_SOURCE.with_suffix(".so")
+    with tempfile.TemporaryDirectory(prefix="svsmd-build-") as scratch:
+        made = Path(scratch) / target.name
+        flags = ("-O2", "-shared", "-fPIC", "-Wall", "-Wextra", f"-ffile-prefix-map={ROOT}=.")
+        source = str(ACCEL_SOURCE.relative_to(ROOT))
+        run([*compiler, *flags, "-Wl,--build-id=none", source, "-o", str(made)])
+        install(made, target)
+    return target
+
+
+def install(made: Path, target: Path) -> None:
+    """Put a file in its place in one step: who has the old one open or mapped keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(made, temporary)
+    temporary.replace(target)
+
+
+def build(targets: Iterable[str] = TARGETS, cc: str | None = None) -> list[Path]:
+    """Build what is not current; returns the files that were made. Raises BuildError."""
+    wanted = set(targets)
+    made = []
+    for image in IMAGES:
+        if image.name in wanted and not is_current(image.output, image.inputs()):
+            made.append(build_image(image, find_compiler(cc)))
+    if ACCEL in wanted and ACCEL_SOURCE.is_file():
+        inputs = [ACCEL_SOURCE, *ACCEL_SOURCE.parent.glob("*.h")]
+        if not is_current(ACCEL_SOURCE.with_suffix(".so"), inputs):
+            library = build_accel(find_compiler(cc))
+            if library is not None:
+                made.append(library)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 = done, 1 = failed with one line that says why."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--cc", help="C compiler (default: $CC, or cc)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.targets) - set(TARGETS)
+    if unknown:
+        parser.error(f"no target is called {', '.join(sorted(unknown))}")
+    try:
+        for path in build(options.targets or TARGETS, options.cc):
+            print(path.relative_to(ROOT))
+    except BuildError as error:
+        print(f"build_images: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
