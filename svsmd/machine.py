@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: MIT
+"""The machine: silicon, host and SVSM core, put together from a configuration.
+
+The only place that knows all three. The host gets the silicon's side for hypervisors, the core gets
+the silicon's port of VMPL0, and the two never meet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from svsmd.config import MachineConfig, OnReboot
+from svsmd.core.core import Core, CoreConfig
+from svsmd.core.launch_info import (
+    EntryState,
+    LaunchInfo,
+    LaunchRangeFlags,
+    RamRange,
+    ValidatedRange,
+)
+from svsmd.core.port import IMAGE_MAP
+from svsmd.errors import ExitCode, UserError
+from svsmd.host.direct_boot import DirectBoot, build_direct_boot
+from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
+from svsmd.host.launch import LaunchError, LaunchPlan, LaunchRange, LaunchVmsa, launch
+from svsmd.host.layout import DIRECT_BOOT_LAYOUT, SvsmRegion
+from svsmd.host.loader_error import LoaderError
+from svsmd.host.outcome import (
+    AllHalted,
+    Continue,
+    Crashed,
+    Debug,
+    HostOutcome,
+    PoweredOff,
+    Reset,
+    Terminated,
+)
+from svsmd.host.platform import Platform, PlatformConfig
+from svsmd.images import image_path
+from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
+from svsmd.snp.cpuid_page import CpuidPage
+from svsmd.snp.entropy import EntropySource
+from svsmd.snp.launch_digest import PageType
+from svsmd.snp.silicon import GateCall, Silicon
+from svsmd.snp.types import C_BIT_POSITION, PAGE_SIZE, Gpa, Vmpl
+from svsmd.snp.vmsa import Vmsa
+from svsmd.svsm_image import SvsmImage, load_svsm_image
+
+log = logging.getLogger(__name__)
+
+SLICE_TICKS: Final = 20_000_000
+"""Instructions after which run_slice() gives the machine back at the latest."""
+BARE_VMSA: Final = Gpa(0xF000)
+"""VMSA of a guest without an SVSM: below 64 KiB nothing is the guest's RAM."""
+_NEVER: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What the guest is made of: the files' contents, read once."""
+
+    kernel: bytes
+    initrd: bytes | None
+    append: str
+
+
+def read_payload(config: MachineConfig) -> Payload:
+    """Reads the guest's files.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    kernel_path = config.kernel or image_path("demo")
+    try:
+        kernel = kernel_path.read_bytes()
+        initrd = config.initrd.read_bytes() if config.initrd is not None else None
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+    return Payload(kernel, initrd, config.append)
+
+
+class Machine:
+    """One SNP machine. Used by one thread at a time.
+
+    Attributes:
+        on_console: called with what the guest writes to COM1, during a slice.
+        on_svsm_console: called with the SVSM's log, a line at a time.
+
+    Raises:
+        UserError: the guest cannot be loaded.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.on_console: Callable[[bytes], None] = lambda data: None
+        self.on_svsm_console: Callable[[bytes], None] = lambda data: None
+        self._payload = read_payload(config)
+        self._entropy = EntropySource(config.seed)
+        self.stepping_vcpu: int | None = None
+        self._power_on()
+
+    # -- power ------------------------------------------------------------------------------
+
+    def _power_on(self) -> None:
+        config = self.config
+        self.silicon = silicon = Silicon(config.memory, self._entropy)
+        platform_config = PlatformConfig(ncpus=config.cpus, rtc_epoch=config.rtc)
+        self.platform = Platform(
+            platform_config,
+            lambda: silicon.clock.now,
+            lambda data: self.on_console(data),
+            lambda data: log.info("debug port: %s", data.hex()),
+        )
+        vmpl = Vmpl(config.guest_vmpl)
+        self.hypervisor = Hypervisor(silicon, self.platform, HypervisorConfig(guest_vmpl=vmpl))
+        self.core: Core | None = None
+        try:
+            plan = self._plan_with_svsm() if config.svsm else self._plan_without_svsm()
+            self.launch_digest = launch(silicon, plan)
+        except (LoaderError, LaunchError) as error:
+            raise UserError(str(error)) from None
+        for vmsa in plan.vmsas:
+            self.hypervisor.vcpus[vmsa.vcpu].start(vmsa.vmpl, vmsa.gpa)
+
+    def _direct_boot(self, region: SvsmRegion | None) -> DirectBoot:
+        payload = self._payload
+        return build_direct_boot(
+            payload.kernel, payload.initrd, payload.append, self.silicon.memory.ranges,
+            self.config.cpus, region, DIRECT_BOOT_LAYOUT,
+        )  # fmt: skip
+
+    def _cpuid_page(self) -> bytes:
+        return CpuidPage.build(ncpus=self.config.cpus).tobytes()
+
+    def _plan_with_svsm(self) -> LaunchPlan:
+        """Measured: the SVSM's image, what it is told, the guest's payload, the first VMSA."""
+        memory = self.silicon.memory.ranges
+        region = SvsmRegion.at_top_of(memory)
+        boot = self._direct_boot(region)
+        image = load_svsm_image(image_path("svsm").read_bytes())
+        self._connect_core(image)
+        info = self._launch_info(region, boot, image).to_page()
+        ranges = [
+            LaunchRange(region.image, PageType.NORMAL, image.data),
+            LaunchRange(region.launch_info, PageType.NORMAL, info),
+            LaunchRange(region.cpuid, PageType.CPUID, self._cpuid_page()),
+            LaunchRange(region.secrets, PageType.SECRETS, size=PAGE_SIZE),
+        ]
+        ranges += [LaunchRange(r.gpa, PageType.NORMAL, r.data) for r in boot.ranges]
+        vmsa = Vmsa.protected_mode_start(region.base + image.start32 - IMAGE_MAP)
+        vmsa.rsi = region.base
+        vmsa.rdi = region.launch_info
+        return LaunchPlan(tuple(ranges), (LaunchVmsa(region.vmsa, vmsa.tobytes()),))
+
+    def _launch_info(self, region: SvsmRegion, boot: DirectBoot, image: SvsmImage) -> LaunchInfo:
+        own = LaunchRangeFlags.SVSM
+        validated = [
+            ValidatedRange(region.image, len(image.data) // PAGE_SIZE, own),
+            # Launch info, CPUID page, secrets page and VMSA follow each other.
+            ValidatedRange(region.launch_info, 4, own),
+        ]
+        validated += [ValidatedRange(r.gpa, len(r.data) // PAGE_SIZE) for r in boot.ranges]
+        entry = boot.entry
+        return LaunchInfo(
+            cbit=C_BIT_POSITION,
+            guest_vmpl=self.config.guest_vmpl,
+            cpu_count=self.config.cpus,
+            svsm_base=region.base,
+            svsm_size=region.size,
+            svsm_vmsa=region.vmsa,
+            svsm_cpuid=region.cpuid,
+            svsm_secrets=region.secrets,
+            guest_cpuid=boot.cpuid_gpa,
+            guest_secrets=boot.secrets_gpa,
+            guest_caa=region.caa,
+            entry=EntryState(
+                entry.rip, entry.rsp, entry.rsi, entry.cr3, entry.gdt_base, entry.gdt_limit
+            ),
+            ram=tuple(RamRange(Gpa(r.start), len(r)) for r in self.silicon.memory.ranges),
+            validated=tuple(validated),
+        )
+
+    def _connect_core(self, image: SvsmImage) -> None:
+        """The one way from the silicon into the core: the two gate instructions."""
+        core = self.core = Core(
+            CoreConfig(image.ap_start, image.page_tables, on_log=self._svsm_line)
+        )
+
+        def gate(call: GateCall) -> None:
+            core.gate_entry(call)
+
+        def exception_gate(call: GateCall) -> None:
+            core.exception_entry(call)
+
+        self.silicon.register_gate(image.core_gate, gate)
+        self.silicon.register_gate(image.exception_gate, exception_gate)
+
+    def _svsm_line(self, line: str) -> None:
+        log.debug("svsm: %s", line)
+        self.on_svsm_console(line.encode("utf-8", "replace") + b"\n")
+
+    def _plan_without_svsm(self) -> LaunchPlan:
+        """Without an SVSM the guest is VMPL0, and all its memory is valid from the start."""
+        boot = self._direct_boot(None)
+        ranges = [LaunchRange(r.gpa, PageType.NORMAL, r.data) for r in boot.ranges]
+        ranges.append(LaunchRange(boot.cpuid_gpa, PageType.CPUID, self._cpuid_page()))
+        ranges.append(LaunchRange(boot.secrets_gpa, PageType.SECRETS, size=PAGE_SIZE))
+        taken = sorted([*((r.gpa, r.gpa + r.nbytes) for r in ranges),
+                        (BARE_VMSA, BARE_VMSA + PAGE_SIZE)])  # fmt: skip
+        for ram in self.silicon.memory.ranges:
+            start = ram.start
+            for first, end in [*taken, (ram.stop, ram.stop)]:
+                if ram.start <= first <= ram.stop and first > start:
+                    ranges.append(LaunchRange(Gpa(start), PageType.ZERO, size=first - start))
+                if ram.start <= first < ram.stop:
+                    start = max(start, end)
+        entry = boot.entry
+        vmsa = Vmsa.long_mode_start(
+            entry.rip, entry.rsp, entry.cr3, entry.rsi,
+            gdt_base=entry.gdt_base, gdt_limit=entry.gdt_limit,
+        )  # fmt: skip
+        launch_vmsa = LaunchVmsa(BARE_VMSA, vmsa.tobytes())
+        return LaunchPlan(tuple(ranges), (launch_vmsa,))
+
+    # -- running ----------------------------------------------------------------------------
+
+    @property
+    def clock_now(self) -> int:
+        """Ticks since power-on."""
+        return self.silicon.clock.now
+
+    def request_stop(self) -> None:
+        """Ends a slice within one basic block; from any thread."""
+        self.silicon.cpu.request_stop()
+
+    def skip_idle(self, ticks: int) -> None:
+        """All vCPUs were halted for so long."""
+        self.silicon.clock.advance(ticks)
+
+    def run_slice(self, max_ticks: int = SLICE_TICKS) -> SliceEnd:
+        """Runs for a bounded number of ticks, or until something ends the slice."""
+        cpu = self.silicon.cpu
+        cpu.shared.slice_end = self.clock_now + max_ticks
+        try:
+            while True:
+                outcome = self.hypervisor.step(_NEVER)
+                end = self._slice_end(outcome)
+                if end is not None:
+                    return end
+                if cpu.stop_requested or self.clock_now >= cpu.shared.slice_end:
+                    return Stopped()
+        finally:
+            cpu.clear_stop()
+            cpu.shared.slice_end = _NEVER
+
+    def _slice_end(self, outcome: HostOutcome) -> SliceEnd | None:
+        match outcome:
+            case Continue():
+                return None
+            case AllHalted(next_deadline):
+                return Idle(next_deadline)
+            case PoweredOff():
+                return Ended(ExitCode.OK, "the guest powered off")
+            case Reset():
+                return self._reset()
+            case Terminated(reason_set, reason_code, vcpu, vmpl):
+                who = "the SVSM" if self.core is not None and vmpl == 0 else "the guest"
+                code = ExitCode.GUEST_TERMINATED
+                if self.core is not None and vmpl == 0:
+                    code = ExitCode.GUEST_CRASHED
+                return Ended(
+                    code,
+                    f"{who} asked to be terminated: reason set {reason_set}, "
+                    f"code {reason_code:#x} (vCPU {vcpu}, VMPL{vmpl})",
+                )
+            case Crashed(text):
+                return Ended(ExitCode.GUEST_CRASHED, f"the guest crashed: {text}")
+            case Debug(stop, vcpu, _):
+                return DebugEvent(vcpu, stop.reason, stop.address)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _reset(self) -> SliceEnd | None:
+        if self.config.on_reboot is OnReboot.EXIT:
+            return Ended(ExitCode.OK, "the guest reset the machine")
+        log.info("the guest reset the machine; it starts again from its launch")
+        ticks = self.clock_now
+        self._power_on()
+        self.silicon.clock.advance(ticks)
+        return None
+
+    # -- console ----------------------------------------------------------------------------
+
+    def console_write(self, data: bytes) -> None:
+        """Types on the guest's COM1."""
+        self.platform.uart.receive(data)
+
+    @property
+    def console_waiting(self) -> int:
+        """Bytes typed that the guest has not read."""
+        return self.platform.uart.waiting
+
+
+def build_machine(config: MachineConfig) -> Machine:
+    """Makes a machine, launched and ready for its first instruction.
+
+    Raises:
+        UserError: what was asked for cannot be built.
+    """
+    return Machine(config)
