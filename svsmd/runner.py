@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: MIT
+"""Runs a machine slice by slice, and lets debuggers and consoles at it between the slices.
+
+Theory of operation. One task, `Runner.run`, owns the machine. It runs a slice in a worker thread,
+and only when that has returned does it look at what was asked meanwhile; so everything else in
+the trio thread may touch the machine whenever no slice runs, and nothing needs a lock. Whoever
+wants something changes a field and calls `_wake`; who cannot wait for the end of the slice also
+calls `Machine.request_stop`, which ends it within a basic block.
+
+Spec: docs/architecture.md; `svsmd.gdbstub.target.Runner` for the debugger's side.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, Protocol
+
+import trio
+
+from svsmd.gdbstub import target
+from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
+from svsmd.snp.exits import DebugReason
+
+log = logging.getLogger(__name__)
+
+TICKS_PER_SECOND: Final = 1_000_000_000
+INPUT_SIZE: Final = 4096
+"""Bytes typed that may wait in the machine, and as many again here; who types more waits."""
+
+_STOP_REASONS: Final = {
+    # The machine patches no memory, so it need not tell the two kinds of breakpoints apart, and
+    # gdb looks up the kind by the address.
+    DebugReason.BREAKPOINT: target.StopReason.SWBREAK,
+    DebugReason.WRITE_WATCHPOINT: target.StopReason.WATCH,
+    DebugReason.READ_WATCHPOINT: target.StopReason.RWATCH,
+    DebugReason.ACCESS_WATCHPOINT: target.StopReason.AWATCH,
+    DebugReason.STEP: target.StopReason.SIGNAL,
+}
+
+
+class Clock(Enum):
+    """What happens to the time of a machine whose vCPUs are all halted."""
+
+    REAL = "real"
+    """It goes on with the wall clock: 1 tick is 1 ns."""
+    VIRTUAL = "virtual"
+    """It jumps to the next timer, and stands still if there is none."""
+
+
+class RunnableMachine(Protocol):
+    """What a runner needs of a machine. One thread at a time uses it."""
+
+    @property
+    def clock_now(self) -> int:
+        """Ticks since power-on."""
+        ...
+
+    def run_slice(self) -> SliceEnd:
+        """Run for a bounded number of ticks."""
+        ...
+
+    def request_stop(self) -> None:
+        """End the slice within one basic block; from any thread."""
+        ...
+
+    def skip_idle(self, ticks: int) -> None:
+        """All vCPUs were halted for so long."""
+        ...
+
+    def console_write(self, data: bytes) -> None:
+        """Type on the guest's console."""
+        ...
+
+    @property
+    def console_waiting(self) -> int:
+        """Bytes typed that the guest has not read."""
+        ...
+
+
+class Abandoned(Exception):
+    """The engine did not come back, and `Runner.abandon` gave it up."""
+
+
+class Runner:
+    """Run control of one machine; implements `svsmd.gdbstub.target.Runner`.
+
+    Args:
+        machine: what runs.
+        clock: what happens to time while the machine idles.
+        paused: wait for a debugger before the first instruction.
+    """
+
+    def __init__(
+        self,
+        machine: RunnableMachine,
+        *,
+        clock: Clock = Clock.REAL,
+        paused: bool = False,
+    ) -> None:
+        self._machine = machine
+        self._clock = clock
+        self._running = not paused
+        self._in_slice = False
+        self._ended: Ended | None = None
+        self._on_stop: Callable[[target.StopEvent], None] | None = None
+        self._last_stop = target.Stopped(tid=1)
+        self._pending_stop: target.Stopped | None = None
+        self._input = bytearray()
+        self._input_taken = trio.Event()
+        self._outputs: list[tuple[bytearray, Callable[[bytes], None]]] = []
+        self._changed = trio.Event()
+        self._slice_scope: trio.CancelScope | None = None
+
+    @property
+    def running(self) -> bool:
+        """The machine runs, or would if it were not idle; false while a debugger holds it."""
+        return self._running
+
+    @property
+    def ended(self) -> Ended | None:
+        """How the run ended or is about to end; None if it goes on."""
+        return self._ended
+
+    @property
+    def attached(self) -> bool:
+        """A debugger has run control."""
+        return self._on_stop is not None
+
+    # Run control (svsmd.gdbstub.target.Runner)
+
+    def attach(self, on_stop: Callable[[target.StopEvent], None]) -> target.StopEvent | None:
+        """See `svsmd.gdbstub.target.Runner.attach`."""
+        self._on_stop = on_stop
+        if self._ended is not None:
+            return target.Exited(self._ended.exit_code)
+        if not self._running:
+            return self._last_stop
+        self._ask_to_stop(target.Stopped(tid=1))
+        return None
+
+    def resume(self) -> None:
+        """See `svsmd.gdbstub.target.Runner.resume`."""
+        self._pending_stop = None
+        self._running = True
+        self._wake()
+
+    def interrupt(self) -> None:
+        """See `svsmd.gdbstub.target.Runner.interrupt`."""
+        if self._running:
+            self._ask_to_stop(target.Stopped(tid=1, signal=target.Signal.SIGINT))
+
+    def detach(self, resume: bool) -> None:
+        """See `svsmd.gdbstub.target.Runner.detach`."""
+        self._on_stop = None
+        if resume:
+            self.resume()
+
+    # Consoles
+
+    async def type_in(self, data: bytes) -> None:
+        """Type on the guest's console. Waits while more than `INPUT_SIZE` bytes wait already."""
+        while data:
+            room = INPUT_SIZE - len(self._input)
+            if room == 0:
+                await self._input_taken.wait()
+                continue
+            self._input += data[:room]
+            data = data[room:]
+            self._wake()
+
+    def between_slices(self, sink: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """A callback for the machine, which hands output over to `sink` when no slice runs.
+
+        Within a slice it is called in the engine's thread, and `sink` gets the output after it.
+        """
+        held = bytearray()
+        self._outputs.append((held, sink))
+
+        def take(data: bytes) -> None:
+            if self._in_slice:
+                held.extend(data)
+            else:  # a debugger steps
+                sink(data)
+
+        return take
+
+    # The end
+
+    def finish(self, exit_code: int, reason: str) -> None:
+        """End the run, whatever the machine does; `run` returns this. The first one counts."""
+        if self._ended is None:
+            self._ended = Ended(exit_code, reason)
+            self._machine.request_stop()
+            self._wake()
+
+    def abandon(self) -> None:
+        """Do not wait any longer for a slice that does not end: `run` raises `Abandoned`.
+
+        The thread is left to itself, and the machine must not be touched any more.
+        """
+        if self._slice_scope is not None:
+            self._slice_scope.cancel()
+
+    async def run(self) -> Ended:
+        """Run the machine until it ends, or `finish` is called; say how it ended.
+
+        Raises:
+            Abandoned: `abandon` was called during a slice.
+        """
+        while self._ended is None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._pending_stop is not None:
+                self._report(self._pending_stop)
+            elif not self._running:
+                await self._wait(math.inf)
+            else:
+                await self._run_slice()
+        if self._running and self._on_stop is not None:
+            self._on_stop(target.Exited(self._ended.exit_code))
+        self._running = False
+        return self._ended
+
+    def _hand_over_input(self) -> None:
+        """Type as much as the guest keeps up with; its own buffer has no bound."""
+        room = INPUT_SIZE - self._machine.console_waiting
+        if self._input and room > 0:
+            self._machine.console_write(bytes(self._input[:room]))
+            del self._input[:room]
+            self._input_taken.set()
+            self._input_taken = trio.Event()
+
+    async def _run_slice(self) -> None:
+        self._hand_over_input()
+        self._in_slice = True
+        # Shielded: a slice is short, and who cancels the task must not leave a thread behind that
+        # still runs a machine whose parts are being closed.
+        with trio.CancelScope(shield=True) as self._slice_scope:
+            end = await trio.to_thread.run_sync(self._machine.run_slice, abandon_on_cancel=True)
+        if self._slice_scope.cancelled_caught:
+            raise Abandoned
+        self._slice_scope = None
+        self._in_slice = False
+        for held, sink in self._outputs:
+            if held:
+                sink(bytes(held))
+                held.clear()
+        match end:
+            case Stopped():
+                pass
+            case Idle(deadline):
+                await self._idle(deadline)
+            case DebugEvent(vcpu, kind, address):
+                # Without a debugger it is a breakpoint that has just been removed.
+                if self._on_stop is not None:
+                    reason = _STOP_REASONS[kind]
+                    self._report(target.Stopped(vcpu + 1, reason=reason, address=address))
+            case Ended():
+                self._ended = self._ended or end
+
+    async def _idle(self, deadline: int | None) -> None:
+        """All vCPUs are halted: wait for a timer or for somebody, and tell the machine how long."""
+        left = math.inf if deadline is None else max(0, deadline - self._machine.clock_now)
+        if self._clock is Clock.VIRTUAL and deadline is not None:
+            self._machine.skip_idle(int(left))
+            return
+        started = trio.current_time()
+        due = await self._wait(left / TICKS_PER_SECOND)
+        if self._clock is Clock.REAL:
+            passed = int((trio.current_time() - started) * TICKS_PER_SECOND)
+            # The wall clock is a float: a timer that is due must not be missed by a rounding.
+            self._machine.skip_idle(max(passed, int(left)) if due else passed)
+
+    async def _wait(self, seconds: float) -> bool:
+        """Wait until somebody calls `_wake`, or `seconds`; say whether it was the time."""
+        with trio.move_on_after(seconds):
+            await self._changed.wait()
+            self._changed = trio.Event()
+            return False
+        return True
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _ask_to_stop(self, stop: target.Stopped) -> None:
+        self._pending_stop = stop
+        self._machine.request_stop()
+        self._wake()
+
+    def _report(self, stop: target.Stopped) -> None:
+        """The machine stands still: remember why, and tell the debugger."""
+        self._running = False
+        self._pending_stop = None
+        self._last_stop = stop
+        if self._on_stop is not None:
+            self._on_stop(stop)
