@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""`monitor` commands: packet qRcmd.
+
+The commands are the machine's (`SupportsMonitor`); `help` is made here out of their table. Mistakes
+of the user are answered in plain text: gdb shows no text for an error reply to this packet.
+
+Spec: GDB manual, E.4 General Query Packets, qRcmd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from svsmd.gdbstub.packets.context import OK, UNSUPPORTED, Context, Handler, parse_hex_data
+from svsmd.gdbstub.rsp import MAX_BODY
+from svsmd.gdbstub.target import MonitorCommand, SupportsMonitor, TargetError
+
+MAX_OUTPUT: Final = MAX_BODY // 2
+"""Most bytes of output of one command."""
+
+_TRUNCATED: Final = b"\n[output truncated]\n"
+
+
+def remote_command(ctx: Context, args: bytes) -> bytes:
+    """`qRcmd,COMMAND`, in hex both ways."""
+    if not isinstance(ctx.target, SupportsMonitor):
+        return UNSUPPORTED
+    line = parse_hex_data(args[1:]).decode("utf-8", "replace")
+    text = _run(ctx.target.monitor_commands, line)
+    if text and not text.endswith("\n"):
+        text += "\n"
+    output = text.encode("utf-8", "replace")
+    if len(output) > MAX_OUTPUT:
+        output = output[: MAX_OUTPUT - len(_TRUNCATED)] + _TRUNCATED
+    return output.hex().encode() or OK
+
+
+def _run(commands: Mapping[str, MonitorCommand], line: str) -> str:
+    words = line.split() or ["help"]
+    name, args = words[0], words[1:]
+    if name == "help":
+        return _help(commands, args)
+    command = commands.get(name)
+    if command is None:
+        return f"unknown command {name!r}; try: monitor help"
+    try:
+        return command.run(args)
+    except TargetError as error:
+        return f"{name}: {error}"
+
+
+def _help(commands: Mapping[str, MonitorCommand], names: list[str]) -> str:
+    unknown = [name for name in names if name not in commands]
+    if unknown:
+        return f"unknown command {unknown[0]!r}; try: monitor help"
+    rows = [("help [COMMAND]", "list the commands, or explain one")] if not names else []
+    for name in names or sorted(commands):
+        command = commands[name]
+        rows.append((f"{name} {command.usage}".rstrip(), command.help))
+    width = max(len(usage) for usage, _ in rows)
+    return "\n".join(f"{usage:{width}}  {text}" for usage, text in rows)
+
+
+HANDLERS: Final[Mapping[bytes, Handler]] = {b"qRcmd": remote_command}

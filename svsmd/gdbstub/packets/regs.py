@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Registers: packets g, G, p, P.
+
+Spec: GDB manual, E.2 Packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from svsmd.gdbstub.packets.context import (
+    OK,
+    Context,
+    Errno,
+    Handler,
+    PacketError,
+    parse_hex,
+    parse_hex_data,
+)
+from svsmd.gdbstub.target import G_LAYOUT
+from svsmd.gdbstub.target_xml import G_REGISTERS, G_SPANS, REGISTERS, Register
+
+
+def read_all(ctx: Context, args: bytes) -> bytes:
+    """`g`: the registers of `G_LAYOUT`."""
+    return ctx.target.read_registers(ctx.general_tid).hex().encode()
+
+
+def write_all(ctx: Context, args: bytes) -> bytes:
+    """`G DATA`: only the registers whose value changes are written."""
+    new = parse_hex_data(args)
+    if len(new) != G_LAYOUT.size:
+        raise PacketError(Errno.INVALID, f"need {G_LAYOUT.size} bytes of registers")
+    old = ctx.target.read_registers(ctx.general_tid)
+    for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
+        if new[span] != old[span]:
+            _write(ctx, register, new[span])
+    return OK
+
+
+def read_one(ctx: Context, args: bytes) -> bytes:
+    """`p NUMBER`."""
+    number, register = _register(args)
+    if number < G_REGISTERS:
+        return ctx.target.read_registers(ctx.general_tid)[G_SPANS[number]].hex().encode()
+    value = ctx.target.read_register(ctx.general_tid, register.name)
+    return value.to_bytes(register.nbytes, "little").hex().encode()
+
+
+def write_one(ctx: Context, args: bytes) -> bytes:
+    """`P NUMBER=DATA`."""
+    number, _, text = args.partition(b"=")
+    _, register = _register(number)
+    data = parse_hex_data(text)
+    if len(data) != register.nbytes:
+        raise PacketError(Errno.INVALID, f"{register.name} has {register.nbytes} bytes")
+    _write(ctx, register, data)
+    return OK
+
+
+def _register(text: bytes) -> tuple[int, Register]:
+    number = parse_hex(text)
+    if number >= len(REGISTERS):
+        raise PacketError(Errno.INVALID, f"no register {number}")
+    return number, REGISTERS[number]
+
+
+def _write(ctx: Context, register: Register, data: bytes) -> None:
+    # gdb for Linux writes orig_rax = -1 whenever it sets the PC, to keep the kernel from restarting
+    # a system call. There is no such register in the machine: it keeps its value.
+    if register.name != "orig_rax":
+        value = int.from_bytes(data, "little")
+        ctx.target.write_register(ctx.general_tid, register.name, value)
+
+
+HANDLERS: Final[Mapping[bytes, Handler]] = {
+    b"g": read_all,
+    b"G": write_all,
+    b"p": read_one,
+    b"P": write_one,
+}

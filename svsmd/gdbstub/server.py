@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""The trio shell round `Session`: connections of debuggers to one machine.
+
+One client at a time has the machine; another one gets an error reply to its first packet and is
+disconnected. What a client does wrong ends its own connection only.
+
+Spec: GDB manual, 20.1 Connecting to a Remote Target; appendix E.
+"""
+
+import logging
+from typing import Final
+
+import trio
+
+from svsmd.endpoint import Endpoint, StreamEndpoint, serve_endpoint
+from svsmd.gdbstub.eager_stream import EagerSocketStream
+from svsmd.gdbstub.rsp import (
+    ACK,
+    ConnectionClosed,
+    Decoder,
+    Need,
+    Packet,
+    RemoteProtocolError,
+    encode,
+)
+from svsmd.gdbstub.session import Session, State
+from svsmd.gdbstub.target import Runner, StopEvent, Target
+
+log = logging.getLogger(__name__)
+
+RECEIVE_SIZE: Final = 0x10000
+"""Most bytes that are taken from a client at once."""
+
+PATIENCE_SECONDS: Final = 0.5
+"""So long a client waits for another one to go before it is refused."""
+
+REFUSAL_SECONDS: Final = 2
+"""So long a client that will be refused has time to say its first packet."""
+
+
+async def serve_gdb(
+    endpoint: StreamEndpoint,
+    target: Target,
+    runner: Runner,
+    *,
+    expose: bool = False,
+    task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve debuggers of a machine at an endpoint, for ever.
+
+    `task_status.started` gets the endpoint with its real port.
+
+    Raises:
+        UserError: it cannot be served there.
+    """
+    server = GdbServer(target, runner)
+    await serve_endpoint(endpoint, server.serve_client, expose=expose, task_status=task_status)
+
+
+class GdbServer:
+    """Serves debuggers of one machine."""
+
+    def __init__(self, target: Target, runner: Runner) -> None:
+        self._target = target
+        self._runner = runner
+        self._place = trio.Lock()
+
+    async def serve_client(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection to its end, close it, and contain its errors."""
+        if isinstance(stream, trio.SocketStream):
+            stream = EagerSocketStream(stream)
+        async with stream:
+            # A debugger that comes right after another one finds the machine not yet released.
+            with trio.move_on_after(PATIENCE_SECONDS) as patience:
+                await self._place.acquire()
+            if patience.cancelled_caught:
+                await _refuse(stream)
+                return
+            try:
+                await self._attach(stream)
+            finally:
+                self._place.release()
+
+    async def _attach(self, stream: trio.abc.Stream) -> None:
+        # Room for the stop that the client waits for, and for the end of the machine after it.
+        on_stop, stops = trio.open_memory_channel[StopEvent](2)
+        held = self._runner.attach(on_stop.send_nowait)
+        released = False
+        try:
+            stop = held or await stops.receive()
+            session = Session(self._target, self._runner, stop, was_running=held is None)
+            log.info("debugger attached")
+            await _Conversation(session, stream, stops).run()
+            released = True
+            log.info("debugger detached")
+        finally:
+            if not released:  # cancelled: whoever does that stops the machine too
+                self._runner.detach(resume=True)
+
+
+class _Conversation:
+    """The tasks of one session: one reads and answers, one reports stops."""
+
+    def __init__(
+        self,
+        session: Session,
+        stream: trio.abc.Stream,
+        stops: trio.MemoryReceiveChannel[StopEvent],
+    ) -> None:
+        self._session = session
+        self._stream = stream
+        self._stops = stops
+        self._sending = trio.Lock()
+
+    async def run(self) -> None:
+        """Talk until one side ends it; returns when the machine is released."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report_stops)
+            try:
+                await self._read()
+            except RemoteProtocolError as error:
+                log.warning("debugger disconnected: %s", error)
+            except trio.BrokenResourceError as error:
+                log.info("debugger lost: %s", error)
+            nursery.cancel_scope.cancel()
+        self._session.close()
+        while self._session.state is not State.DISCONNECTED:
+            self._session.stopped(await self._stops.receive())
+
+    async def _read(self) -> None:
+        session, stream = self._session, self._stream
+        while session.state not in (State.LEAVING, State.DISCONNECTED):
+            session.receive_data(await stream.receive_some(RECEIVE_SIZE))
+            while (reply := session.next_reply()) is not None:
+                await self._send(reply)
+
+    async def _report_stops(self) -> None:
+        while True:
+            reply = self._session.stopped(await self._stops.receive())
+            try:
+                await self._send(reply)
+            except trio.BrokenResourceError:
+                return  # the reader finds out as well
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            # Almost always free; `acquire` would let other tasks run first, which costs more than
+            # the answer to a step.
+            self._sending.acquire_nowait()
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            await self._stream.send_all(data)
+        finally:
+            self._sending.release()
+
+
+async def _refuse(stream: trio.abc.Stream) -> None:
+    log.info("debugger refused: another one is attached")
+    decoder = Decoder()
+    with trio.move_on_after(REFUSAL_SECONDS):
+        try:
+            # gdb takes an error reply only for an answer: wait for the question.
+            while not isinstance(event := decoder.next_event(), Packet | ConnectionClosed):
+                if event is Need.DATA:
+                    decoder.receive_data(await stream.receive_some(RECEIVE_SIZE))
+            await stream.send_all(ACK + encode(b"E.another debugger is attached to this machine"))
+        except (RemoteProtocolError, trio.BrokenResourceError) as error:
+            log.debug("refused debugger: %s", error)

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""One debugging session: what the client sends goes in, what it is to be sent comes out.
+
+Theory of operation. A session begins when the machine stands still under the client's control
+(`Runner.attach`). In `IDLE` the client asks and the stub answers. A packet that resumes the machine
+gets no answer: the session is `RUNNING` until the runner reports a stop, and the report is the
+answer. Ctrl-C makes it `INTERRUPTING`, which is `RUNNING` but for a second Ctrl-C, which changes
+nothing. Whichever stop comes first answers both the resumption and the Ctrl-C; a Ctrl-C that
+crosses a stop reply finds the session `IDLE` and is ignored.
+
+A session ends when the client detaches, when its connection is lost, and when it breaks the
+protocol: breakpoints are taken out and the machine goes on, unless it stood still before the client
+came and was never continued by it. The machine must not be touched while it runs, so a session that
+ends then is `LEAVING` until the machine has stopped.
+
+Spec: GDB manual, E.1 Overview, E.8 Interrupts, E.9 Packet Acknowledgment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+from svsmd.gdbstub.packets import breakpoints, mem, monitor, query, regs, resume
+from svsmd.gdbstub.packets.context import (
+    OK,
+    UNSUPPORTED,
+    Action,
+    Context,
+    Errno,
+    Handler,
+    PacketError,
+    Reply,
+)
+from svsmd.gdbstub.rsp import (
+    ACK,
+    NAK,
+    BadChecksum,
+    ConnectionClosed,
+    Decoder,
+    Interrupt,
+    Nak,
+    Need,
+    Packet,
+    RemoteProtocolError,
+    encode,
+)
+from svsmd.gdbstub.target import Exited, Runner, StopEvent, Stopped, Target, TargetError
+
+MAX_RETRANSMITS: Final = 3
+"""So many requests to repeat one packet are granted; one more ends the connection."""
+
+
+class State(Enum):
+    """Where a session is."""
+
+    IDLE = "the machine stands still and the client may ask"
+    RUNNING = "the machine runs; the client waits for a stop reply"
+    INTERRUPTING = "the machine runs, and has been asked to stop for the client"
+    LEAVING = "the client is gone; the machine has been asked to stop, to be released"
+    DISCONNECTED = "over: the machine is released"
+
+
+class Trigger(Enum):
+    """What moves a session from state to state."""
+
+    RESUME = "a packet that runs the machine"
+    INTERRUPT = "Ctrl-C"
+    STOP = "the runner reports that the machine stands still"
+    LEAVE = "the client detaches, or its connection is over"
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Trigger], State]] = {
+    (State.IDLE, Trigger.RESUME): State.RUNNING,
+    (State.IDLE, Trigger.INTERRUPT): State.IDLE,
+    (State.IDLE, Trigger.LEAVE): State.DISCONNECTED,
+    (State.RUNNING, Trigger.INTERRUPT): State.INTERRUPTING,
+    (State.RUNNING, Trigger.STOP): State.IDLE,
+    (State.RUNNING, Trigger.LEAVE): State.LEAVING,
+    (State.INTERRUPTING, Trigger.INTERRUPT): State.INTERRUPTING,
+    (State.INTERRUPTING, Trigger.STOP): State.IDLE,
+    (State.INTERRUPTING, Trigger.LEAVE): State.LEAVING,
+    (State.LEAVING, Trigger.LEAVE): State.LEAVING,
+    (State.LEAVING, Trigger.STOP): State.DISCONNECTED,
+    (State.DISCONNECTED, Trigger.LEAVE): State.DISCONNECTED,
+}
+"""Every transition there is; another one is a mistake of the caller (`LocalProtocolError`)."""
+
+_HANDLERS: Final[Mapping[bytes, Handler]] = {
+    **regs.HANDLERS,
+    **mem.HANDLERS,
+    **breakpoints.HANDLERS,
+    **resume.HANDLERS,
+    **query.HANDLERS,
+    **monitor.HANDLERS,
+}
+_LONG_NAME_INITIALS: Final = frozenset({b"q", b"Q", b"v"})
+_LONG_NAME: Final = re.compile(rb"[qQv][A-Za-z]+")
+
+_WHILE_RUNNING: Final = frozenset({b"D", b"k", b"vKill", b"QStartNoAckMode"})
+"""Packets that are served while the machine runs; so is `vCont;t`."""
+
+
+class LocalProtocolError(Exception):
+    """The session was used in a way that `TRANSITIONS` does not know: a bug of ours."""
+
+
+class Session:
+    """The conversation with one client.
+
+    Feed it with `receive_data`, send what `next_reply` returns until it returns None, and send what
+    `stopped` returns when the runner reports a stop. Call `close` when the connection is over.
+    """
+
+    def __init__(
+        self, target: Target, runner: Runner, stop: StopEvent, *, was_running: bool
+    ) -> None:
+        """`stop` says how the machine stands; `was_running`, whether it ran before `attach`."""
+        tid = stop.tid if isinstance(stop, Stopped) else target.threads()[0].tid
+        self._context = Context(target, last_stop=stop, general_tid=tid)
+        self._runner = runner
+        self._resume_at_end = was_running
+        self._decoder = Decoder()
+        self._state = State.IDLE
+        self._acks = True
+        self._last_packet = b""
+        self._retransmits = 0
+
+    @property
+    def state(self) -> State:
+        """Where the session is."""
+        return self._state
+
+    def receive_data(self, data: bytes | bytearray) -> None:
+        """Take in bytes of the client; b"" says that it has closed its side."""
+        self._decoder.receive_data(data)
+
+    def next_reply(self) -> bytes | None:
+        """Serve what was received, one packet at a time: bytes to send, or None if all is served.
+
+        Raises `RemoteProtocolError`; the connection then has to be closed.
+        """
+        while self._state not in (State.LEAVING, State.DISCONNECTED):
+            event = self._decoder.next_event()
+            match event:
+                case Packet(body):
+                    ack = ACK if self._acks else b""
+                    reply = ack + self._serve(body)
+                    if reply:
+                        return reply
+                case Need.DATA:
+                    return None
+                case Interrupt():
+                    self._interrupt()
+                case BadChecksum():
+                    return NAK
+                case Nak() if self._acks and self._last_packet:
+                    return self._retransmit()
+                case ConnectionClosed():
+                    self.close()
+                case _:
+                    pass  # acknowledgements tell nothing over a transport that loses nothing
+        return None
+
+    def stopped(self, event: StopEvent) -> bytes:
+        """The runner's `on_stop`: returns the stop reply to send, b"" if nobody waits for it."""
+        if self._state is State.IDLE and isinstance(event, Exited):
+            # The end of a machine that the client holds (a time limit, say): it hears of it when it
+            # resumes the machine.
+            self._context.last_stop = event
+            return b""
+        self._move(Trigger.STOP)
+        self._context.running = False
+        if self._state is State.DISCONNECTED:
+            self._context.last_stop = event
+            self._release()
+            return b""
+        return self._packet(resume.report_stop(self._context, event))
+
+    def close(self) -> None:
+        """The conversation is over. If the machine runs, `state` is LEAVING until it has stopped.
+
+        May be called again.
+        """
+        before = self._state
+        self._move(Trigger.LEAVE)
+        if before is State.IDLE:
+            self._release()
+        elif before in (State.RUNNING, State.INTERRUPTING):
+            self._runner.interrupt()
+
+    def _release(self) -> None:
+        breakpoints.remove_all(self._context)
+        self._runner.detach(resume=self._resume_at_end)
+
+    def _move(self, trigger: Trigger) -> None:
+        try:
+            self._state = TRANSITIONS[self._state, trigger]
+        except KeyError:
+            raise LocalProtocolError(f"{trigger.name} in state {self._state.name}") from None
+
+    def _interrupt(self) -> None:
+        before = self._state
+        self._move(Trigger.INTERRUPT)
+        if before is State.RUNNING:
+            self._runner.interrupt()
+
+    def _retransmit(self) -> bytes:
+        self._retransmits += 1
+        if self._retransmits > MAX_RETRANSMITS:
+            raise RemoteProtocolError("a packet was refused again and again")
+        return self._last_packet
+
+    def _packet(self, body: bytes) -> bytes:
+        self._last_packet = encode(body)
+        self._retransmits = 0
+        return self._last_packet
+
+    def _serve(self, body: bytes) -> bytes:
+        name = body[:1]
+        if name in _LONG_NAME_INITIALS and (match := _LONG_NAME.match(body)):
+            name = match[0]
+        handler = _HANDLERS.get(name)
+        if handler is None:
+            return self._packet(UNSUPPORTED)
+        if self._context.running and name not in _WHILE_RUNNING and body != b"vCont;t":
+            return self._error(Errno.BUSY, "the machine is running")
+        try:
+            reply: Reply = handler(self._context, body[len(name) :])
+        except PacketError as error:
+            return self._error(error.errno, str(error))
+        except TargetError as error:
+            return self._error(Errno.FAULT, str(error))
+        if isinstance(reply, bytes):
+            return self._packet(reply)
+        return self._act(reply)
+
+    def _act(self, action: Action) -> bytes:
+        match action:
+            case Action.RESUME:
+                self._move(Trigger.RESUME)
+                self._context.running = True
+                self._resume_at_end = True
+                self._runner.resume()
+                return b""
+            case Action.INTERRUPT:
+                self._interrupt()
+                return b""
+            case Action.START_NO_ACK_MODE:
+                self._acks = False
+                return self._packet(OK)
+            case Action.DETACH:
+                self.close()
+                return self._packet(OK)
+            case Action.DETACH_SILENTLY:
+                self.close()
+                return b""
+
+    def _error(self, errno: Errno, text: str) -> bytes:
+        if b"error-message+" in self._context.client_features:
+            return self._packet(b"E." + text.encode("utf-8", "replace"))
+        return self._packet(b"E%02x" % errno.value)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""What the debugger stub asks of a machine: protocols to implement and the values they exchange.
+
+A machine implements `Target`, and of the `Supports...` protocols those that it can serve; the
+session looks at what is there and advertises exactly that. Who runs the machine implements
+`Runner`. Everything here is synchronous and is called from one thread only, the one that also
+receives the bytes of the client, and `Target` only while the machine stands still.
+
+Spec: GDB manual, appendix E (remote serial protocol): E.3 stop reply packets, E.2 packets Z and z.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Final, Protocol, runtime_checkable
+
+G_LAYOUT: Final = struct.Struct("<16Q Q I 6I 80s 8I 256s I q 2Q")
+"""The registers of a `g` packet: gdb's default amd64-linux layout, in every CPU mode.
+
+Fields in order: rax rbx rcx rdx rsi rdi rbp rsp r8..r15 (16 x u64), rip (u64), eflags (u32),
+cs ss ds es fs gs (selectors, 6 x u32), st0..st7 (8 x 10 bytes, one block), fctrl fstat ftag fiseg
+fioff foseg fooff fop (8 x u32), xmm0..xmm15 (16 x 16 bytes, one block), mxcsr (u32), orig_rax
+(i64, `NO_SYSCALL`), fs_base, gs_base (u64).
+"""
+
+NO_SYSCALL: Final = -1
+"""Value of orig_rax that tells gdb that no Linux system call is being restarted."""
+
+
+class Signal(IntEnum):
+    """Signal numbers of stop replies: gdb's own numbering (include/gdb/signals.def)."""
+
+    SIGINT = 2
+    SIGILL = 4
+    SIGTRAP = 5
+    SIGABRT = 6
+    SIGFPE = 8
+    SIGBUS = 10
+    SIGSEGV = 11
+
+
+class BreakpointKind(IntEnum):
+    """The type digit of Z0 and Z1. The machine patches no memory for either."""
+
+    SOFTWARE = 0
+    HARDWARE = 1
+
+
+class WatchpointKind(IntEnum):
+    """The type digit of Z2, Z3 and Z4."""
+
+    WRITE = 2
+    READ = 3
+    ACCESS = 4
+
+
+class StopReason(Enum):
+    """Why a vCPU stopped; the values are the stop reasons of T packets."""
+
+    SIGNAL = ""
+    """Nothing but the signal: a finished step, an interruption, a fault."""
+    SWBREAK = "swbreak"
+    HWBREAK = "hwbreak"
+    WATCH = "watch"
+    RWATCH = "rwatch"
+    AWATCH = "awatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One vCPU as gdb shows it."""
+
+    tid: int
+    """Thread number, 1 or more: vCPU n is thread n + 1."""
+    name: str
+    """Short name of `info threads`, such as "vcpu0"."""
+    info: str
+    """What the vCPU is doing, such as "VMPL2, halted"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The machine stands still.
+
+    At a breakpoint the PC is the address of the breakpoint, the instruction not executed. At a
+    watchpoint the access is done and the PC is that of the next instruction.
+    """
+
+    tid: int
+    """The vCPU that stopped the machine; gdb shows this one."""
+    signal: Signal = Signal.SIGTRAP
+    reason: StopReason = StopReason.SIGNAL
+    address: int = 0
+    """For WATCH, RWATCH and AWATCH: an accessed address (GVA) inside the watched range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The machine has ended and cannot be resumed: gdb is told that the process exited."""
+
+    code: int
+    """Exit code of the machine, 0 to 255."""
+
+
+StopEvent = Stopped | Exited
+
+
+class TargetError(Exception):
+    """The machine refuses a request; the text is shown to the user of gdb. One line, no full stop.
+
+    Example: `TargetError("no page table maps 0x1000")`.
+    """
+
+
+class Target(Protocol):
+    """The machine as a debugger sees it, all vCPUs stopped.
+
+    `tid` is always one of `threads()`. Addresses are linear (GVA), as that vCPU translates them.
+    """
+
+    def threads(self) -> Sequence[Thread]:
+        """Every vCPU, in ascending order of `tid`; at least one."""
+        ...
+
+    def read_registers(self, tid: int) -> bytes:
+        """The `g` registers, packed by `G_LAYOUT` (560 bytes)."""
+        ...
+
+    def read_register(self, tid: int, name: str) -> int:
+        """One of the registers that are not in `G_LAYOUT` (`target_xml.SYSTEM_REGISTERS`).
+
+        Raises `TargetError` if it has no value now.
+        """
+        ...
+
+    def write_register(self, tid: int, name: str, value: int) -> None:
+        """Set any register of the description, those of `G_LAYOUT` (st0, xmm0, ...) included.
+
+        `value` is unsigned and fits the size of the register; orig_rax never comes here. Raises
+        `TargetError` for a read-only register or a value that the processor would not take.
+        """
+        ...
+
+    def read_memory(self, tid: int, gva: int, length: int) -> bytes:
+        """Up to `length` bytes from `gva` on: fewer, at least one, if what follows is not readable.
+
+        Reads what the vCPU would read (private pages through its own C-bit), with no effect on the
+        guest. Raises `TargetError` if the first byte is not readable.
+        """
+        ...
+
+    def write_memory(self, tid: int, gva: int, data: bytes) -> None:
+        """Write all of `data`, also to pages that are read-only to the guest.
+
+        Raises `TargetError`, with nothing written, if one of the bytes is not mapped.
+        """
+        ...
+
+    def step(self, tid: int) -> StopEvent:
+        """Execute one instruction of one vCPU while the others stand still.
+
+        A breakpoint at the instruction itself does not stop it; a watchpoint hit is reported. The
+        call is bounded: stepping a halted vCPU that nothing wakes returns at once.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsBreakpoints(Protocol):
+    """A machine with execution breakpoints (Z0, Z1).
+
+    Each (kind, address) is inserted once and removed once. They are kept outside guest memory and
+    match the linear address at execution, so they may be set before the code or its page tables
+    exist. A vCPU whose stop at a breakpoint was reported goes past it when it is resumed.
+    """
+
+    def insert_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+        """Stop before the instruction at linear `address`. Raises `TargetError`."""
+        ...
+
+    def remove_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+        """Forget it."""
+        ...
+
+
+@runtime_checkable
+class SupportsWatchpoints(Protocol):
+    """A machine with data watchpoints (Z2, Z3, Z4); each is inserted once and removed once."""
+
+    def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+        """Stop after an access to [address, address + length), length 1 or more.
+
+        Raises `TargetError`, for example for a length that it cannot watch.
+        """
+        ...
+
+    def remove_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+        """Forget it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorCommand:
+    """One command of `monitor`."""
+
+    usage: str
+    """Arguments, such as "GPA [COUNT]"; empty if there are none."""
+    help: str
+    """One line that says what it does."""
+    run: Callable[[Sequence[str]], str]
+    """Called with the arguments; returns the text to print. Raises `TargetError`."""
+
+
+@runtime_checkable
+class SupportsMonitor(Protocol):
+    """A machine with `monitor` commands; `monitor help` is made by the stub."""
+
+    @property
+    def monitor_commands(self) -> Mapping[str, MonitorCommand]:
+        """The commands by name."""
+        ...
+
+
+class Runner(Protocol):
+    """Run control: whoever owns the task that runs the slices of the machine.
+
+    `on_stop` is called in the thread of the stub, between slices, once for each `resume` and once
+    for an `attach` that found the machine running; and once more, with `Exited`, if the machine
+    ends while it stands still. Never from inside a call of this protocol.
+    """
+
+    def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent | None:
+        """A debugger takes run control.
+
+        Returns how the machine stands, if it stands still: after `-S`, `Stopped` at its first
+        instruction. If it runs, asks it to stop and returns None, and `on_stop` follows.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Run all vCPUs until something stops them; then `on_stop`."""
+        ...
+
+    def interrupt(self) -> None:
+        """Stop soon, if it still runs: `on_stop` with SIGINT, or with a stop that came first."""
+        ...
+
+    def detach(self, resume: bool) -> None:
+        """The debugger is gone; `on_stop` is not called any more.
+
+        If `resume`, the machine goes on, unless it has ended; else it stays as it stands, for the
+        next debugger. Called while the machine stands still, except when the stub is cancelled.
+        """
+        ...
