@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: MIT
+"""The untrusted hypervisor: schedules vCPUs and VMPLs, and answers their exits.
+
+It knows of its guest what hardware tells a host: why a VMRUN ended, the GHCB MSR, and shared
+memory. It decides when which VMPL of which vCPU runs, nothing else.
+
+Spec: 24593, 15.35 (SEV-ES: automatic exits) and 15.36 (SEV-SNP); 56421 (GHCB).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from svsmd.host.ap_creation import ApCreation
+from svsmd.host.ghcb_exits import GhcbExits, GhcbServices
+from svsmd.host.ghcb_msr_exits import GhcbMsrExits
+from svsmd.host.guest_request import GuestRequests
+from svsmd.host.outcome import (
+    AllHalted,
+    Continue,
+    Crashed,
+    Debug,
+    End,
+    HostOutcome,
+)
+from svsmd.host.page_state_change import PageStateChange
+from svsmd.host.platform import Platform
+from svsmd.host.scheduler import DEFAULT_TIME_SLICE, Scheduler
+from svsmd.host.silicon_port import HostSilicon
+from svsmd.host.vcpu import Activity, Vcpu, World
+from svsmd.snp import ghcb_msr
+from svsmd.snp.exits import DebugStop, Exit, Hlt, Intr, InvalidVmsa, Npf, Paused, Shutdown, Vmgexit
+from svsmd.snp.faults import NpfError
+from svsmd.snp.types import PAGE_MASK, Vmpl
+
+log = logging.getLogger(__name__)
+
+_CONTINUE: Final = Continue()
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorConfig:
+    """What an operator decides.
+
+    Attributes:
+        guest_vmpl: level of the guest, which owns the interrupts; 0 without an SVSM.
+        time_slice: ticks that a vCPU runs before it is another one's turn.
+        certificates: certificate table for extended guest requests; empty if there is none.
+    """
+
+    guest_vmpl: Vmpl = Vmpl.VMPL2
+    time_slice: int = DEFAULT_TIME_SLICE
+    certificates: bytes = b""
+
+
+class Hypervisor:
+    """Runs the vCPUs of `platform` on `silicon`.
+
+    Nothing runs before a vCPU was given a VMSA: after the launch, `vcpus[0].start(vmpl, vmsa_spa)`.
+    """
+
+    def __init__(self, silicon: HostSilicon, platform: Platform, config: HypervisorConfig) -> None:
+        # Runtime glue.
+        self._silicon: Final = silicon
+        self._timers: Final = platform.timers
+        self._platform: Final = platform
+        self.vcpus: Final = tuple(
+            Vcpu(index, apic.apic_id, apic, config.guest_vmpl, silicon.forget)
+            for index, apic in enumerate(platform.apics)
+        )
+        self._scheduler: Final = Scheduler(self.vcpus, config.time_slice)
+        self._page_state: Final = PageStateChange(silicon.rmp)
+        self._msr_exits: Final = GhcbMsrExits(silicon.rmp, self._page_state, len(self.vcpus))
+        self._ghcb_exits: Final = GhcbExits(
+            GhcbServices(
+                silicon=silicon,
+                ports=platform.ports,
+                mmio=platform.mmio,
+                msrs=platform.msrs,
+                page_state=self._page_state,
+                guest_requests=GuestRequests(silicon.psp, silicon.host_page, config.certificates),
+                ap_creation=ApCreation(silicon.rmp, self.vcpus),
+                ncpus=len(self.vcpus),
+            )
+        )
+        # Volatile state.
+        self._end: End | None = None
+
+        platform.on_nmi = self._nmi
+        platform.on_init = self._init
+        platform.on_sipi = self._startup
+
+    def step(self, until: int) -> HostOutcome:
+        """Make one scheduling decision and run what it picked.
+
+        Timers that are due go first. The chosen vCPU then runs, its exits being answered, until it
+        halts, its slice or the next timer's deadline is over, the clock reaches `until` ticks, or
+        there is an outcome. Once the machine has ended, its end is all that comes.
+        """
+        if self._end is not None:
+            return self._end
+        now = self._silicon.clock.now
+        self._timers.run_due(now)
+        chosen = self._scheduler.pick(now)
+        if chosen is None:
+            return AllHalted(self._timers.next_deadline)
+        vcpu, slice_end = chosen
+        return self._run(vcpu, min(until, slice_end))
+
+    def _run(self, vcpu: Vcpu, until: int) -> HostOutcome:
+        clock = self._silicon.clock
+        while clock.now < until and vcpu.can_run():
+            # An exit may have armed a timer.
+            deadline = self._timers.next_deadline
+            if deadline is not None and deadline < until:
+                if deadline <= clock.now:
+                    break
+                until = deadline
+            world = vcpu.world
+            if world is None:
+                break
+            match self._vmrun(vcpu, world, until):
+                case Vmgexit():
+                    self._end = self._vmgexit(vcpu, world) or self._platform.end
+                    if self._end is not None:
+                        return self._end
+                case Hlt():
+                    # The silicon would have delivered it, were interrupts not off.
+                    masked = world.vmcb.v_irq is not None
+                    vcpu.wait(Activity.HALTED_MASKED if masked else Activity.HALTED)
+                case Intr() | Paused():
+                    break
+                case Npf(gpa, error_code, reason):
+                    # The guest changes the state of a part of a 2 MiB page: split, and try again.
+                    if error_code & NpfError.SIZEM and self._page_state.smash(gpa):
+                        continue
+                    return self._crash(
+                        vcpu,
+                        world,
+                        f"nested page fault at gpa {gpa:#x}, {_npf_text(error_code)} ({reason})",
+                    )
+                case Shutdown(reason):
+                    return self._crash(vcpu, world, f"triple fault ({reason})")
+                case InvalidVmsa(busy, reason):
+                    return self._crash(
+                        vcpu,
+                        world,
+                        f"VMRUN refused the VMSA at {world.vmcb.vmsa_spa:#x}: "
+                        f"{'busy' if busy else 'invalid'} ({reason})",
+                    )
+                case DebugStop() as stop:
+                    return Debug(stop, vcpu.index, world.vmpl)
+                case unreachable:
+                    assert_never(unreachable)
+        return _CONTINUE
+
+    def _vmrun(self, vcpu: Vcpu, world: World, until: int) -> Exit:
+        """Enter `world`, with the interrupt that its vCPU's APIC wants delivered."""
+        vmcb = world.vmcb
+        world.activity = Activity.RUNNABLE
+        if not world.takes_interrupts:
+            return self._silicon.vmrun(vmcb, until)
+        vector = vcpu.apic.pending_vector()
+        vmcb.v_irq = vector
+        if vcpu.nmi_pending:
+            vcpu.nmi_pending = False
+            vmcb.v_nmi = True
+        exit_ = self._silicon.vmrun(vmcb, until)
+        if vector is not None and vmcb.v_irq is None:
+            vcpu.apic.acknowledge(vector)
+        return exit_
+
+    def _vmgexit(self, vcpu: Vcpu, world: World) -> End | None:
+        if world.vmcb.ghcb_msr & PAGE_MASK:
+            return self._msr_exits.handle(vcpu, world)
+        return self._ghcb_exits.handle(vcpu, world)
+
+    def _nmi(self, index: int) -> None:
+        """An NMI for a vCPU arrived at its local APIC."""
+        self.vcpus[index].nmi_pending = True
+
+    def _init(self, index: int) -> None:
+        """An INIT for a vCPU arrived at its local APIC."""
+        self.vcpus[index].init()
+
+    def _startup(self, index: int) -> None:
+        """A SIPI for a vCPU arrived: it ends a reset hold, and means nothing otherwise.
+
+        The vector does not matter: where the AP goes, its guest says (56421, 4.3).
+        """
+        world = self.vcpus[index].world
+        if world is None:
+            return
+        if world.activity is Activity.RESET_HOLD_BY_MSR:
+            world.vmcb.ghcb_msr = ghcb_msr.ap_reset_hold_response(started=True)
+        elif world.activity is Activity.RESET_HOLD_BY_GHCB:
+            self._ghcb_exits.end_reset_hold(world)
+        else:
+            return
+        world.activity = Activity.RUNNABLE
+
+    def _crash(self, vcpu: Vcpu, world: World, why: str) -> Crashed:
+        crash = Crashed(f"vCPU {vcpu.index} at VMPL{world.vmpl}: {why}")
+        self._end = crash
+        return crash
+
+
+def _npf_text(error_code: int) -> str:
+    names = [flag.name or "" for flag in NpfError if error_code & flag]
+    return f"EXITINFO1 {error_code:#x} [{' '.join(names)}]"

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""Guest-physical layout of a direct boot: the one place that says what lies where.
+
+Spec: Linux Documentation/arch/x86/boot.rst (64-bit boot protocol) leaves these addresses to the
+loader; ACPI 6.5, 5.2.5 (the RSDP is found through boot_params); SVSM 58019, section 4 (the SVSM
+and its calling areas lie in guest memory).
+
+Low memory, every item private and part of the launch::
+
+    0x10000 boot_params          0x14000 secrets page
+    0x11000 command line         0x15000 GDT
+    0x12000 setup_data, CC blob  0x16000 ACPI tables (8 KiB)
+    0x13000 CPUID page           0x20000 page tables    0x37000 stack
+
+The kernel lies at its own physical addresses from 1 MiB up, the initrd ends below the SVSM region,
+and the SVSM region is the top 4 MiB of the RAM below the MMIO hole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from svsmd.host.loader_error import LoaderError
+from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+MMIO_HOLE_BASE: Final = 3 * GIB
+"""RAM below 4 GiB ends here at the latest; what is left of it continues at `MMIO_HOLE_END`."""
+MMIO_HOLE_END: Final = 4 * GIB
+IOAPIC_BASE: Final = 0xFEC0_0000
+LOCAL_APIC_BASE: Final = 0xFEE0_0000
+
+LEGACY_HOLE_BASE: Final = 0xA_0000
+"""VGA and option ROMs: not RAM for the guest."""
+HIGH_MEMORY_BASE: Final = MIB
+"""The lowest address where a kernel may be loaded."""
+
+SVSM_REGION_SIZE: Final = 4 * MIB
+SVSM_IMAGE_MAX_SIZE: Final = 512 * KIB
+
+
+def ram_ranges(size: int) -> tuple[range, ...]:
+    """Guest-physical RAM of a machine with *size* bytes: below, and if it is larger above the hole.
+
+    :raises LoaderError: *size* is not a positive multiple of 2 MiB.
+    """
+    if size <= 0 or size % HUGE_PAGE_SIZE:
+        raise LoaderError(f"memory size {size} is not a positive multiple of 2 MiB")
+    low = range(min(size, MMIO_HOLE_BASE))
+    if size <= MMIO_HOLE_BASE:
+        return (low,)
+    return (low, range(MMIO_HOLE_END, MMIO_HOLE_END + size - MMIO_HOLE_BASE))
+
+
+def low_ram_top(memory: Sequence[range]) -> int:
+    """End of the RAM that starts at 0."""
+    for ram in memory:
+        if ram.start == 0:
+            return ram.stop
+    raise LoaderError("the machine has no memory at address 0")
+
+
+@dataclass(frozen=True, slots=True)
+class SvsmRegion:
+    """Memory of the SVSM: *size* bytes from *base*, aligned to 2 MiB."""
+
+    base: Gpa
+    size: int = SVSM_REGION_SIZE
+
+    LAUNCH_INFO_OFFSET = 0x8_0000
+    CPUID_OFFSET = 0x8_1000
+    SECRETS_OFFSET = 0x8_2000
+    VMSA_OFFSET = 0x8_3000
+    CAA_OFFSET = 0x8_4000
+    DYNAMIC_OFFSET = 0x10_0000
+
+    @classmethod
+    def at_top_of(cls, memory: Sequence[range]) -> SvsmRegion:
+        """The region of a machine with this RAM: the top 4 MiB of low memory.
+
+        :raises LoaderError: there is no room for it above 1 MiB.
+        """
+        base = (low_ram_top(memory) - SVSM_REGION_SIZE) & -HUGE_PAGE_SIZE
+        if base < HIGH_MEMORY_BASE:
+            raise LoaderError("too little memory: the SVSM alone takes 4 MiB above the first 1 MiB")
+        return cls(Gpa(base))
+
+    @property
+    def end(self) -> int:
+        """First address behind the region."""
+        return self.base + self.size
+
+    @property
+    def image(self) -> Gpa:
+        """Native SVSM image, at most `SVSM_IMAGE_MAX_SIZE` bytes."""
+        return self.base
+
+    @property
+    def launch_info(self) -> Gpa:
+        """Launch-info page (measured)."""
+        return Gpa(self.base + self.LAUNCH_INFO_OFFSET)
+
+    @property
+    def cpuid(self) -> Gpa:
+        """The SVSM's own CPUID page, filled by the security processor."""
+        return Gpa(self.base + self.CPUID_OFFSET)
+
+    @property
+    def secrets(self) -> Gpa:
+        """The SVSM's own secrets page, filled by the security processor."""
+        return Gpa(self.base + self.SECRETS_OFFSET)
+
+    @property
+    def vmsa(self) -> Gpa:
+        """VMSA of the boot CPU at VMPL0."""
+        return Gpa(self.base + self.VMSA_OFFSET)
+
+    @property
+    def caa(self) -> Gpa:
+        """First calling area of the guest's boot CPU: the one page that the guest may touch."""
+        return Gpa(self.base + self.CAA_OFFSET)
+
+    @property
+    def dynamic(self) -> range:
+        """Pages that the SVSM allocates from."""
+        return range(self.base + self.DYNAMIC_OFFSET, self.end)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectBootLayout:
+    """Where a direct boot puts the loader's own pages (guest-physical addresses)."""
+
+    boot_params: Gpa
+    command_line: Gpa
+    command_line_size: int
+    setup_data: Gpa
+    """`setup_data` node with the address of the CC blob, the blob behind it. In RAM as e820 sees
+    it: the kernel maps the list as it maps RAM, and reserves its nodes itself."""
+    cpuid: Gpa
+    secrets: Gpa
+    gdt: Gpa
+    acpi: Gpa
+    acpi_size: int
+    page_tables: Gpa
+    page_tables_size: int
+    stack: Gpa
+    stack_size: int
+
+    @property
+    def stack_top(self) -> int:
+        """Initial RSP."""
+        return self.stack + self.stack_size
+
+
+DIRECT_BOOT_LAYOUT: Final = DirectBootLayout(
+    boot_params=Gpa(0x1_0000),
+    command_line=Gpa(0x1_1000),
+    command_line_size=PAGE_SIZE,
+    setup_data=Gpa(0x1_2000),
+    cpuid=Gpa(0x1_3000),
+    secrets=Gpa(0x1_4000),
+    gdt=Gpa(0x1_5000),
+    acpi=Gpa(0x1_6000),
+    acpi_size=2 * PAGE_SIZE,
+    page_tables=Gpa(0x2_0000),
+    page_tables_size=16 * PAGE_SIZE,
+    stack=Gpa(0x3_7000),
+    stack_size=PAGE_SIZE,
+)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""The virtual PC: puts the devices on their buses and draws the interrupt wires.
+
+Spec: the wiring of a PC/AT with an IOAPIC as the MADT of `svsmd.host.acpi_tables` describes it: ISA
+interrupts go to the 8259 pair and to the IOAPIC pin of the same number, IRQ 0 to pin 2; the 8259
+pair drives LINT0 of the boot CPU's local APIC. Debug ports: 0xE9 as Bochs has it, 0x402 as the
+debug console of OVMF; 0x64 takes the keyboard controller's reset command alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from svsmd.host.acpi_pm import AcpiPm
+from svsmd.host.acpi_tables import TIMER_GSI
+from svsmd.host.ioapic import IoApic
+from svsmd.host.local_apic import ApicBus, LocalApic
+from svsmd.host.mmio_bus import MmioBus
+from svsmd.host.msr_policy import MsrPolicy
+from svsmd.host.outcome import PoweredOff, Reset
+from svsmd.host.pic8259 import Pic8259Pair
+from svsmd.host.pit8254 import Pit8254
+from svsmd.host.pm_timer import PmTimer
+from svsmd.host.port_bus import PortBus
+from svsmd.host.rtc_cmos import RTC_IRQ, RtcCmos
+from svsmd.host.timers import TimerQueue
+from svsmd.host.uart16550 import COM1_IRQ, Uart16550
+
+PIT_IRQ: Final = 0
+
+BOCHS_DEBUG_PORT: Final = 0xE9
+OVMF_DEBUG_PORT: Final = 0x402
+KEYBOARD_COMMAND_PORT: Final = 0x64
+KEYBOARD_RESET: Final = 0xFE
+"""Keyboard controller command: pulse the reset line."""
+
+_BYTES: Final = tuple(bytes((value,)) for value in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformConfig:
+    """What an operator decides.
+
+    Attributes:
+        ncpus: number of vCPUs; their APIC IDs are 0 and up.
+        rtc_epoch: date at tick 0, seconds since 1970.
+    """
+
+    ncpus: int = 1
+    rtc_epoch: int = 0
+
+
+class Platform:
+    """All devices of the machine.
+
+    `now` is the clock in ticks; `on_console` gets what the guest writes to COM1, `on_debug` what it
+    writes to the debug ports.
+    """
+
+    def __init__(
+        self,
+        config: PlatformConfig,
+        now: Callable[[], int],
+        on_console: Callable[[bytes], None],
+        on_debug: Callable[[bytes], None],
+    ) -> None:
+        # Runtime glue.
+        self._on_debug: Final = on_debug
+        self.timers: Final = TimerQueue()
+        self.ports: Final = PortBus()
+        self.mmio: Final = MmioBus()
+        self.on_nmi: Callable[[int], None] = _ignore
+        """Called with the index of a vCPU that an NMI arrived for."""
+        self.on_init: Callable[[int], None] = _ignore
+        """Called with the index of a vCPU that an INIT arrived for."""
+        self.on_sipi: Callable[[int], None] = _ignore
+        """Called with the index of a vCPU that a start-up IPI arrived for."""
+        bus = ApicBus()
+        self.pic: Final = Pic8259Pair(lambda level: self.apics[0].set_lint0(level))
+        self.ioapic: Final = IoApic(bus)
+        self.apics: Final = tuple(self._local_apic(n, now, bus) for n in range(config.ncpus))
+        self.msrs: Final = MsrPolicy(self.apics, now)
+        self.uart: Final = Uart16550(self._isa_line(COM1_IRQ), on_console)
+        self.rtc: Final = RtcCmos(config.rtc_epoch, now, self.timers, self._isa_line(RTC_IRQ))
+        self.pit: Final = Pit8254(now, self.timers, self._isa_line(PIT_IRQ))
+        # Volatile state.
+        self.end: PoweredOff | Reset | None = None
+        """How the guest ended the machine through a device, if it did."""
+
+        bus.add_eoi_listener(self.ioapic)
+        self.ioapic.attach(self.mmio)
+        for device in (
+            self.pic,
+            self.uart,
+            self.rtc,
+            self.pit,
+            PmTimer(now),
+            AcpiPm(self._power_off, self._reset),
+        ):
+            device.attach(self.ports)
+        for port in (BOCHS_DEBUG_PORT, OVMF_DEBUG_PORT):
+            # Reading back the port's number tells software that the port is there.
+            self.ports.map_port(port, lambda: BOCHS_DEBUG_PORT, self._write_debug)
+        self.ports.map_port(KEYBOARD_COMMAND_PORT, None, self._write_keyboard_command)
+
+    def _local_apic(self, index: int, now: Callable[[], int], bus: ApicBus) -> LocalApic:
+        boot_cpu = index == 0
+        return LocalApic(
+            index,
+            now,
+            self.timers,
+            bus,
+            is_bsp=boot_cpu,
+            on_nmi=lambda: self.on_nmi(index),
+            on_init=lambda: self.on_init(index),
+            on_sipi=lambda _vector: self.on_sipi(index),
+            ext_int=self.pic if boot_cpu else None,
+        )
+
+    def _isa_line(self, irq: int) -> Callable[[bool], None]:
+        """The wire of an ISA interrupt."""
+        to_ioapic = self.ioapic.line(TIMER_GSI if irq == PIT_IRQ else irq)
+        to_pic = self.pic.set_irq
+
+        def set_irq(level: bool) -> None:
+            to_ioapic(level)
+            to_pic(irq, level)
+
+        return set_irq
+
+    def _power_off(self) -> None:
+        self.end = PoweredOff()
+
+    def _reset(self) -> None:
+        self.end = Reset()
+
+    def _write_debug(self, value: int) -> None:
+        self._on_debug(_BYTES[value & 0xFF])
+
+    def _write_keyboard_command(self, value: int) -> None:
+        if value == KEYBOARD_RESET:
+            self._reset()
+
+
+def _ignore(_index: int) -> None:
+    """Nobody listens yet."""

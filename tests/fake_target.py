@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""A machine of four instructions, for the tests of the gdb stub: two vCPUs, 8 KiB, one loop.
+
+LOOP:   inc qword ptr [COUNTER]     8 bytes, at 0x1000
+INC:    inc rax                     3 bytes, at 0x1008
+NOP:    nop                         1 byte,  at 0x100b
+JMP:    jmp LOOP                    2 bytes, at 0x100c
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import trio
+
+from svsmd.gdbstub.target import (
+    G_LAYOUT,
+    NO_SYSCALL,
+    BreakpointKind,
+    Exited,
+    MonitorCommand,
+    Signal,
+    StopEvent,
+    Stopped,
+    StopReason,
+    TargetError,
+    Thread,
+    WatchpointKind,
+)
+from svsmd.gdbstub.target_xml import REGISTERS, SYSTEM_REGISTERS
+
+BASE = 0x1000
+SIZE = 0x2000
+LOOP, INC, NOP, JMP = 0x1000, 0x1008, 0x100B, 0x100C
+COUNTER = 0x2000
+CODE = bytes.fromhex("48ff042500200000 48ffc0 90 ebf2")
+_NAMES = [register.name for register in REGISTERS]
+GPRS = _NAMES[:16]
+SELECTORS = _NAMES[18:24]
+FPU = _NAMES[32:40]
+
+
+class FakeVcpu:
+    """Registers of one vCPU by name."""
+
+    def __init__(self) -> None:
+        self.registers: dict[str, int] = dict.fromkeys((*GPRS, *SELECTORS, *FPU), 0)
+        self.registers |= dict.fromkeys(SYSTEM_REGISTERS, 0)
+        self.registers |= {f"st{n}": 0 for n in range(8)} | {f"xmm{n}": 0 for n in range(16)}
+        self.registers |= {"rip": LOOP, "eflags": 2, "mxcsr": 0x1F80, "fs_base": 0, "gs_base": 0}
+        self.registers |= {"rsp": BASE + SIZE - 8, "cr0": 0x80000011, "vmpl": 2}
+        self.reported_at: int | None = None
+        """The breakpoint whose stop was reported, which the next resumption goes past."""
+
+
+class FakeMachine:
+    """Implements `Target` and everything that may be supported."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(SIZE)
+        self.memory[: len(CODE)] = CODE
+        self.vcpus = {1: FakeVcpu(), 2: FakeVcpu()}
+        self.breakpoints: list[tuple[BreakpointKind, int]] = []
+        self.watchpoints: list[tuple[WatchpointKind, int, int]] = []
+        self.in_slice = False
+        self.ended: Exited | None = None
+
+    # Target
+
+    def threads(self) -> Sequence[Thread]:
+        self._check_stopped()
+        return [Thread(1, "vcpu0", "VMPL2 & running"), Thread(2, "vcpu1", "VMPL2, halted")]
+
+    def read_registers(self, tid: int) -> bytes:
+        self._check_stopped()
+        get = self.vcpus[tid].registers.__getitem__
+        return G_LAYOUT.pack(
+            *map(get, GPRS),
+            get("rip"),
+            get("eflags"),
+            *map(get, SELECTORS),
+            b"".join(get(f"st{n}").to_bytes(10, "little") for n in range(8)),
+            *map(get, FPU),
+            b"".join(get(f"xmm{n}").to_bytes(16, "little") for n in range(16)),
+            get("mxcsr"),
+            NO_SYSCALL,
+            get("fs_base"),
+            get("gs_base"),
+        )
+
+    def read_register(self, tid: int, name: str) -> int:
+        self._check_stopped()
+        return self.vcpus[tid].registers[name]
+
+    def write_register(self, tid: int, name: str, value: int) -> None:
+        self._check_stopped()
+        if name == "vmpl":
+            raise TargetError("the VMPL of a VMSA is fixed")
+        assert name in self.vcpus[tid].registers
+        self.vcpus[tid].registers[name] = value
+
+    def read_memory(self, tid: int, gva: int, length: int) -> bytes:
+        self._check_stopped()
+        if not BASE <= gva < BASE + SIZE:
+            raise TargetError(f"no page table maps {gva:#x}")
+        return bytes(self.memory[gva - BASE : gva - BASE + length])
+
+    def write_memory(self, tid: int, gva: int, data: bytes) -> None:
+        self._check_stopped()
+        if not BASE <= gva <= gva + len(data) <= BASE + SIZE:
+            raise TargetError(f"no page table maps {gva:#x}")
+        self.memory[gva - BASE : gva - BASE + len(data)] = data
+
+    def step(self, tid: int) -> StopEvent:
+        self._check_stopped()
+        event = self._execute(tid) or Stopped(tid)
+        self.vcpus[tid].reported_at = self.vcpus[tid].registers["rip"]
+        return event
+
+    def insert_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+        self._check_stopped()
+        assert (kind, address) not in self.breakpoints
+        self.breakpoints.append((kind, address))
+
+    def remove_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+        self._check_stopped()
+        self.breakpoints.remove((kind, address))
+
+    def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+        self._check_stopped()
+        if length > 8:
+            raise TargetError("a watchpoint has 8 bytes at most")
+        assert (kind, address, length) not in self.watchpoints
+        self.watchpoints.append((kind, address, length))
+
+    def remove_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+        self._check_stopped()
+        self.watchpoints.remove((kind, address, length))
+
+    @property
+    def monitor_commands(self) -> Mapping[str, MonitorCommand]:
+        def fail(args: Sequence[str]) -> str:
+            raise TargetError("that does not work")
+
+        return {
+            "echo": MonitorCommand("[WORD...]", "print the words", " ".join),
+            "fail": MonitorCommand("", "fail", fail),
+        }
+
+    # The processor
+
+    def run(self, steps: int) -> StopEvent | None:
+        """Run vCPU 1 (vCPU 2 is halted); None if nothing has happened in so many steps."""
+        self.in_slice = True
+        try:
+            vcpu = self.vcpus[1]
+            for _ in range(steps):
+                if self.ended is not None:
+                    return self.ended
+                rip = vcpu.registers["rip"]
+                for kind, address in self.breakpoints:
+                    if address == rip and vcpu.reported_at != rip:
+                        vcpu.reported_at = rip
+                        software = kind is BreakpointKind.SOFTWARE
+                        reason = StopReason.SWBREAK if software else StopReason.HWBREAK
+                        return Stopped(1, reason=reason)
+                vcpu.reported_at = None
+                if (event := self._execute(1)) is not None:
+                    return event
+            return None
+        finally:
+            self.in_slice = False
+
+    def _execute(self, tid: int) -> Stopped | None:
+        registers = self.vcpus[tid].registers
+        match registers["rip"]:
+            case 0x1000:
+                start = COUNTER - BASE
+                value = int.from_bytes(self.memory[start : start + 8], "little") + 1
+                self.memory[start : start + 8] = value.to_bytes(8, "little")
+                registers["rip"] = INC
+                return self._watch(tid)
+            case 0x1008:
+                registers["rax"] += 1
+                registers["rip"] = NOP
+            case 0x100B:
+                registers["rip"] = JMP
+            case 0x100C:
+                registers["rip"] = LOOP
+            case _:
+                return Stopped(tid, Signal.SIGILL)
+        return None
+
+    def _watch(self, tid: int) -> Stopped | None:
+        for kind, address, length in self.watchpoints:
+            if address < COUNTER + 8 and address + length > COUNTER:
+                reason = {
+                    WatchpointKind.WRITE: StopReason.WATCH,
+                    WatchpointKind.READ: StopReason.RWATCH,
+                    WatchpointKind.ACCESS: StopReason.AWATCH,
+                }[kind]
+                return Stopped(tid, reason=reason, address=max(address, COUNTER))
+        return None
+
+    def _check_stopped(self) -> None:
+        assert not self.in_slice, "the machine was touched while it runs"
+
+
+class FakeRunner:
+    """Run control of a `FakeMachine`; the test says when time passes."""
+
+    def __init__(self, machine: FakeMachine, *, running: bool = False) -> None:
+        self.machine = machine
+        self.running = running
+        self.on_stop: Callable[[StopEvent], None] | None = None
+        self._interruption: Stopped | None = None
+        self._changed = trio.Event()
+        # While it runs, the machine is in a slice whenever the client is served.
+        machine.in_slice = running
+
+    def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent | None:
+        self.on_stop = on_stop
+        if not self.running:
+            return Stopped(1)
+        self._interruption = Stopped(1)
+        return None
+
+    def resume(self) -> None:
+        assert not self.running
+        self.running = self.machine.in_slice = True
+        self._changed.set()
+
+    def interrupt(self) -> None:
+        self._interruption = Stopped(1, Signal.SIGINT)
+
+    def detach(self, resume: bool) -> None:
+        self.on_stop = None
+        if resume and not self.running:
+            self.resume()
+
+    def slice(self, steps: int = 1000) -> None:
+        """Run so many instructions, if the machine runs, and report what happened."""
+        if not self.running:
+            return
+        event = self.machine.run(steps) or self._interruption
+        self.machine.in_slice = True
+        if event is not None:
+            self._interruption = None
+            self.running = self.machine.in_slice = False
+            if self.on_stop is not None:
+                self.on_stop(event)
+
+    async def run(self) -> None:
+        """Run slices for ever."""
+        while True:
+            if not self.running:
+                await self._changed.wait()
+                self._changed = trio.Event()
+            self.slice()
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Whatever a client sends, a session answers or gives the client up, and the machine survives."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svsmd.gdbstub.rsp import Ack, Decoder, Nak, Need, Packet, RemoteProtocolError, encode
+from svsmd.gdbstub.session import Session, State
+from svsmd.gdbstub.target import StopEvent
+from tests.fake_target import FakeMachine, FakeRunner
+
+_numbers = st.one_of(
+    st.integers(0, 70).map(lambda n: b"%x" % n),
+    st.sampled_from([b"1000", b"2000", b"2ff8", b"ffffffffffffffff", b"-1", b"", b"p1.1", b"1_0"]),
+    st.integers(0, 1 << 70).map(lambda n: b"%x" % n),
+)
+_names = st.sampled_from(
+    b"g G p P m x M X Z0 Z1 Z2 Z3 Z4 Z5 z0 z1 z2 z3 z4 ? c C s S vCont vCont? vCont;c vCont;s "
+    b"vCont;r vCont;t vCont;s:1;c H Hg Hc T qSupported qC qAttached qfThreadInfo qsThreadInfo "
+    b"qThreadExtraInfo qXfer:features:read:target.xml qXfer:threads:read: qRcmd D k vKill "
+    b"QStartNoAckMode ! R vMustReplyEmpty".split()
+)
+_separators = st.sampled_from([b"", b",", b":", b";", b"="])
+_rest = st.one_of(_numbers, st.binary(max_size=12).map(lambda data: data.hex().encode()))
+_bodies = st.one_of(
+    st.builds(
+        lambda name, parts: name + b"".join(a + b for a, b in parts),
+        _names,
+        st.lists(st.tuples(_separators, _rest), max_size=4),
+    ),
+    st.binary(max_size=20),
+)
+_pieces = st.one_of(
+    _bodies.map(encode), st.sampled_from([b"\x03", b"+", b"-", b"$"]), st.binary(max_size=8)
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(_pieces, max_size=20), st.booleans())
+def test_any_input_is_answered_and_the_machine_is_released(
+    pieces: list[bytes], was_running: bool
+) -> None:
+    machine = FakeMachine()
+    runner = FakeRunner(machine)
+    sent: list[bytes] = []
+
+    def on_stop(event: StopEvent) -> None:
+        sent.append(session.stopped(event))
+
+    stop = runner.attach(on_stop)
+    assert stop is not None
+    session = Session(machine, runner, stop, was_running=was_running)
+    try:
+        for piece in pieces:
+            session.receive_data(piece)
+            while (reply := session.next_reply()) is not None:
+                assert reply
+                sent.append(reply)
+            runner.slice(5)
+    except RemoteProtocolError:
+        pass
+    session.close()
+    if session.state is State.LEAVING:
+        runner.slice(5)
+    assert session.state is State.DISCONNECTED
+    assert runner.on_stop is None
+    assert not machine.breakpoints
+    assert not machine.watchpoints
+
+    decoder = Decoder()
+    decoder.receive_data(b"".join(sent) or b"+")
+    while (event := decoder.next_event()) is not Need.DATA:
+        assert isinstance(event, Packet | Ack | Nak), "what was sent is well-formed"

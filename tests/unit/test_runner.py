@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: MIT
+"""Run control: slices, idling, input, debuggers, the end."""
+
+import threading
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from svsmd.gdbstub import target
+from svsmd.runner import INPUT_SIZE, Abandoned, Clock, Runner
+from svsmd.slice_end import DebugEvent, Ended, Idle, Stopped
+from svsmd.snp.exits import DebugReason
+from tests.fake_machine import SLICE_TICKS, FakeMachine
+
+OFF = Ended(0, "off")
+
+
+class Stops:
+    """What a debugger is told; `wait` gives the next one."""
+
+    def __init__(self) -> None:
+        self._sender, self._receiver = trio.open_memory_channel[target.StopEvent](10)
+
+    def __call__(self, stop: target.StopEvent) -> None:
+        self._sender.send_nowait(stop)
+
+    async def wait(self) -> target.StopEvent:
+        with trio.fail_after(5):
+            return await self._receiver.receive()
+
+    def __len__(self) -> int:
+        return self._receiver.statistics().current_buffer_used
+
+
+async def until(condition) -> None:
+    """Wait for something that a machine in its thread does."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - a fake machine in its thread sets no trio.Event
+            await trio.sleep(0.001)
+
+
+def make(*script, **options) -> tuple[FakeMachine, Runner]:
+    machine = FakeMachine()
+    machine.script.extend(
+        step if callable(step) else partial(lambda end: end, step) for step in script
+    )
+    return machine, Runner(machine, **options)
+
+
+async def test_runs_slice_after_slice_until_the_machine_ends():
+    machine, runner = make(Stopped(), Stopped(), OFF)
+    assert await runner.run() == OFF
+    assert machine.slices == 3
+    assert not runner.running
+
+
+async def test_a_slice_runs_in_another_thread():
+    threads = []
+
+    def note():
+        threads.append(threading.current_thread())
+        return OFF
+
+    _, runner = make(note)
+    await runner.run()
+    assert threads != [threading.current_thread()]
+
+
+async def test_output_of_a_slice_arrives_when_it_is_over_and_in_the_trio_thread():
+    seen = []
+    machine, runner = make()
+    take = runner.between_slices(lambda data: seen.append((data, threading.current_thread())))
+
+    def print_twice():
+        take(b"one ")
+        take(b"two")
+        assert not seen
+        return OFF
+
+    machine.script.append(print_twice)
+    await runner.run()
+    take(b"stepped")
+    here = threading.current_thread()
+    assert seen == [(b"one two", here), (b"stepped", here)]
+
+
+async def test_an_error_of_the_machine_comes_out():
+    def fail():
+        raise ZeroDivisionError
+
+    _, runner = make(fail)
+    with pytest.raises(ZeroDivisionError):
+        await runner.run()
+
+
+class TestIdle:
+    async def test_virtual_time_jumps_to_the_timer(self):
+        machine, runner = make(Idle(3_600_000_000_000), OFF, clock=Clock.VIRTUAL)
+        await runner.run()
+        assert machine.idled == [3_600_000_000_000 - SLICE_TICKS]
+
+    async def test_virtual_time_does_not_go_back_for_a_timer_that_is_late(self):
+        machine, runner = make(Idle(1), OFF, clock=Clock.VIRTUAL)
+        await runner.run()
+        assert machine.idled == [0]
+
+    async def test_real_time_sleeps_until_the_timer(self, autojump_clock):
+        machine, runner = make(Idle(3_600_000_000_000), OFF)
+        before = trio.current_time()
+        await runner.run()
+        assert trio.current_time() - before == pytest.approx(3600)
+        assert 0 <= machine.clock_now - 3_600_000_000_000 - SLICE_TICKS < 1000
+
+    @pytest.mark.parametrize("deadline", [1007, 1_333_333_333, 10_000_000_007, 123_456_789_123])
+    async def test_no_rounding_wakes_the_machine_before_its_timer(self, autojump_clock, deadline):
+        autojump_clock.jump(123456.789)  # where the float of the clock has fewer digits
+        machine, runner = make(Idle(deadline), OFF)
+        await runner.run()
+        assert machine.clock_now - SLICE_TICKS >= deadline
+
+    async def test_input_ends_it_and_the_machine_hears_how_long_it_was(
+        self, autojump_clock, nursery
+    ):
+        machine, runner = make()
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # the first slice is over
+        await trio.sleep(2)
+        await runner.type_in(b"off")
+        await trio.testing.wait_all_tasks_blocked()
+        assert machine.idled == [pytest.approx(2_000_000_000, abs=1000)]
+
+    async def test_virtual_time_stands_still_without_a_timer(self, nursery):
+        machine, runner = make(Idle(None), clock=Clock.VIRTUAL)
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await runner.type_in(b"off")
+        await until(lambda: runner.ended is not None)
+        assert machine.idled == []
+
+    async def test_a_halted_machine_is_left_alone(self, nursery):
+        machine, runner = make()
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert machine.slices == 1
+        runner.finish(0, "")
+
+
+class TestInput:
+    async def test_who_types_too_much_waits_and_nothing_is_lost(self, nursery):
+        machine, runner = make()
+        machine.reads_input = False
+        nursery.start_soon(runner.run)
+        paste = bytes(range(256)) * (INPUT_SIZE // 64)
+        done = trio.Event()
+
+        async def type_it():
+            await runner.type_in(paste)
+            done.set()
+
+        nursery.start_soon(type_it)
+        await until(lambda: len(machine.typed) == INPUT_SIZE)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not done.is_set()
+        assert machine.typed == paste[:INPUT_SIZE]
+        received = bytearray()
+        machine.on_console = received.extend
+        machine.reads_input = True
+        runner.resume()  # wakes the machine, as one of its timers would
+        await until(lambda: done.is_set() and len(received) == len(paste))
+        assert received == paste.upper()
+        runner.finish(0, "")
+
+
+class TestDebugger:
+    async def test_attaching_stops_a_running_machine(self, nursery):
+        machine, runner = make()
+        machine.script.append(machine.spin)
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        stops = Stops()
+        assert runner.attach(stops) is None
+        assert await stops.wait() == target.Stopped(1)
+        assert (runner.running, runner.attached) == (False, True)
+        runner.detach(resume=True)
+        assert (runner.running, runner.attached) == (True, False)
+        runner.finish(0, "")
+
+    async def test_it_finds_a_machine_that_starts_paused(self, nursery):
+        machine, runner = make(OFF, paused=True)
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        stops = Stops()
+        assert runner.attach(stops) == target.Stopped(1)
+        assert machine.slices == 0
+        runner.resume()
+        assert await stops.wait() == target.Exited(0)
+
+    async def test_ctrl_c(self, nursery):
+        machine, runner = make(paused=True)
+        machine.script.append(machine.spin)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        runner.resume()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        runner.interrupt()
+        assert await stops.wait() == target.Stopped(1, target.Signal.SIGINT)
+        runner.interrupt()  # it stands still: nothing to report
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(stops) == 0
+        runner.finish(0, "")
+
+    @pytest.mark.parametrize(
+        ("kind", "reason"),
+        [
+            (DebugReason.BREAKPOINT, target.StopReason.SWBREAK),
+            (DebugReason.WRITE_WATCHPOINT, target.StopReason.WATCH),
+            (DebugReason.READ_WATCHPOINT, target.StopReason.RWATCH),
+            (DebugReason.ACCESS_WATCHPOINT, target.StopReason.AWATCH),
+            (DebugReason.STEP, target.StopReason.SIGNAL),
+        ],
+    )
+    async def test_a_hit_is_reported_once(self, nursery, kind, reason):
+        _machine, runner = make(DebugEvent(1, kind, 0xFFFF_8000), paused=True)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        runner.resume()
+        hit = target.Stopped(2, reason=reason, address=0xFFFF_8000)
+        assert await stops.wait() == hit
+        assert len(stops) == 0
+        runner.detach(resume=False)
+        assert runner.attach(stops) == hit
+        runner.finish(0, "")
+
+    async def test_a_hit_comes_before_a_ctrl_c_and_swallows_it(self, nursery):
+        machine, runner = make(paused=True)
+
+        def hit_when_interrupted():
+            machine.spin()
+            return DebugEvent(0, DebugReason.BREAKPOINT, 0x1000)
+
+        machine.script.append(hit_when_interrupted)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        runner.resume()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        runner.interrupt()
+        assert await stops.wait() == target.Stopped(
+            1, reason=target.StopReason.SWBREAK, address=0x1000
+        )
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(stops) == 0
+        runner.finish(0, "")
+
+    async def test_a_hit_without_a_debugger_does_not_stop_the_machine(self):
+        _, runner = make(DebugEvent(0, DebugReason.BREAKPOINT, 0x1000), OFF)
+        assert await runner.run() == OFF
+
+    async def test_input_waits_while_the_machine_stands_still(self, nursery):
+        machine, runner = make(paused=True)
+        nursery.start_soon(runner.run)
+        await runner.type_in(b"off")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert machine.slices == 0
+        runner.resume()
+        await until(lambda: runner.ended == Ended(0, "the guest powered off"))
+
+    async def test_the_end_of_a_machine_that_stands_still_is_no_stop(self, nursery):
+        _machine, runner = make(paused=True)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        runner.finish(0, "")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(stops) == 0
+        assert runner.attach(stops) == target.Exited(0)
+
+
+class TestEnd:
+    async def test_finish_ends_a_slice(self, nursery):
+        machine, runner = make()
+        machine.script.append(machine.spin)
+
+        async def finish():
+            await trio.sleep(0.01)
+            runner.finish(5, "first")
+            runner.finish(130, "second")
+
+        nursery.start_soon(finish)
+        assert await runner.run() == Ended(5, "first")
+
+    async def test_abandon_does_not_wait_for_a_slice(self, nursery):
+        machine, runner = make()
+        machine.script.append(machine.spin)
+
+        async def abandon():
+            await trio.sleep(0.01)
+            runner.abandon()
+
+        nursery.start_soon(abandon)
+        with trio.fail_after(5), pytest.raises(Abandoned):
+            await runner.run()
+        machine.request_stop()
