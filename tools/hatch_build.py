@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class ImagesBuildHook(BuildHookInterface[Any]):
                     f"svsmd: {error}; not built: {', '.join(path.name for path in missing)}"
                 ) from None
             self.app.display_warning(f"svsmd: {error}; the images that are there are used")
-        # accel.so is machine code of this kind of computer, so the wheel is not for any.
+        # accel.so is machine code of this kind of computer, whatever Python is there.
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"

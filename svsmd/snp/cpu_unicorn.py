@@ -141,7 +141,7 @@ class _Shared(ctypes.Structure):
         ("delivering", ctypes.c_uint32), ("event_code", ctypes.c_uint32),
         ("event_error", ctypes.c_uint32), ("tsc_aux", ctypes.c_uint32),
         ("event_address", ctypes.c_uint64), ("generated", ctypes.c_uint32),
-        ("padding_2", ctypes.c_uint32), ("ram", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
+        ("sweep_in", ctypes.c_uint32), ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p), ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
         ("reset_dirty", ctypes.c_void_p), ("exit_info_2", ctypes.c_void_p),
         ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),
         ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
@@ -156,6 +156,7 @@ _BLOCK_HEADER: Final = 192
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 ES, CS, SS, DS, FS, GS = range(6)
 
+_TLB_BEFORE_STATE: Final = 64
 _CR0_PG: Final = 1 << 31
 _RDRAND: Final = 1 << 30
 _RDSEED: Final = 1 << 18
@@ -345,14 +346,21 @@ class UnicornCpu:
         shared.error_code = self.layout.error_code
         shared.exception_is_int = self.layout.exception_is_int
         shared.slice_end = shared.deadline = shared.skip_breakpoint = _NEVER
-        self.assigned = mmap.mmap(-1, max(PAGE_SIZE, self.memory.size // PAGE_SIZE))
-        shared.assigned = ctypes.addressof(ctypes.c_char.from_buffer(self.assigned))
+        self.assigned = _sparse(self.memory.size // PAGE_SIZE)
+        shared.assigned = _address(self.assigned)
         shared.emu_stop = ctypes.cast(lib.uc_emu_stop, ctypes.c_void_p).value
         internals = ctypes.CDLL(lib._name)
         for name in _OFFSETS:
             setattr(shared, name, getattr(self.layout, name))
         shared.tsc_aux = self.layout.tsc_aux
+        shared.sweep_in = 1
+        shared.tlb = self._tlb()
         shared.ram = self.memory.address
+        shared.ram_size = self.memory.size
+        self._has_code = _sparse(self.memory.size // PAGE_SIZE)
+        self._code_map = _sparse(self.memory.size // 8)
+        shared.has_code = _address(self._has_code)
+        shared.code_map = _address(self._code_map)
         shared.cpu = self.layout.cpu
         shared.v_irq = -1
         shared.fast = 1
@@ -385,6 +393,15 @@ class UnicornCpu:
         self._uc_ctl = lib.uc_ctl
         self._tlb_flush_control = ctypes.c_int((ucc.UC_CTL_IO_WRITE << 30) | ucc.UC_CTL_TLB_FLUSH)
         self._pending_error: BaseException | None = None
+
+    def _tlb(self) -> int:
+        """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""
+        address = self.layout.env - _TLB_BEFORE_STATE
+        for mask, table in struct.iter_unpack("<QQ", ctypes.string_at(address, 3 * 16)):
+            entries = (mask >> 6) + 1
+            if mask & 63 or entries & (entries - 1) or not table:
+                raise EngineMismatch("the engine's TLB is not where it must be")
+        return address
 
     def _hook(self, kind: int, function: Any, *arguments: Any) -> ctypes.c_size_t:
         hook = ctypes.c_size_t()
@@ -454,7 +471,9 @@ class UnicornCpu:
 
     def forget_code(self, offset: int, nbytes: int) -> None:
         """Drops translated code of a range of RAM whose content changed behind the engine."""
-        self._invalidate(self._handle, offset, offset + nbytes)
+        first, last = offset // PAGE_SIZE, (offset + nbytes - 1) // PAGE_SIZE
+        if self._has_code.find(b"\1", first, last + 1) >= 0:
+            self._invalidate(self._handle, offset, offset + nbytes)
 
     def select_nested_tables(self, vmpl: int) -> None:
         """Makes memory what `vmpl` may see of it, in the paging mode of CR0."""
@@ -609,6 +628,16 @@ class UnicornCpu:
     def reg_write(self, register: int, value: Any) -> None:
         """Writes what reg_read() reads."""
         self._uc.reg_write(register, value)
+
+
+def _sparse(nbytes: int) -> mmap.mmap:
+    """Zeroed memory that costs nothing where it is not touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return mmap.mmap(-1, max(PAGE_SIZE, nbytes), flags=flags)
+
+
+def _address(mapping: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
 def _cr_offset(probe: LayoutProbe) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -91,13 +92,16 @@ _GPRS: Final = (
 
 
 def _mapped_ranges() -> list[tuple[int, int]]:
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     with open("/proc/self/maps", encoding="ascii") as maps:
         for line in maps:
             span, mode = line.split()[:2]
             if mode.startswith("r"):
                 start, _, end = span.partition("-")
-                ranges.append((int(start, 16), int(end, 16)))
+                if ranges and ranges[-1][1] == int(start, 16):
+                    ranges[-1] = (ranges[-1][0], int(end, 16))
+                else:
+                    ranges.append((int(start, 16), int(end, 16)))
     return ranges
 
 
@@ -108,9 +112,11 @@ def _find_state(uc: Uc) -> tuple[int, int]:
         uc.reg_write(reg, mark)
     pattern = struct.pack("<16Q", *marks)
     ranges = _mapped_ranges()
+    starts = [start for start, _ in ranges]
 
     def readable(address: int, n: int) -> bool:
-        return any(s <= address and address + n <= e for s, e in ranges)
+        index = bisect_right(starts, address) - 1
+        return index >= 0 and address + n <= ranges[index][1]
 
     base: int = ctypes.cast(uc._uch, ctypes.c_void_p).value or 0
     head = ctypes.string_at(base, _HEAD_BYTES)

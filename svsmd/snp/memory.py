@@ -29,6 +29,12 @@ MAX_MEMORY: Final = (1 << (C_BIT_POSITION - 1)) - (MMIO_HOLE_END - MMIO_HOLE_STA
 """Half of the address space below the C-bit: the upper half is the engine's own."""
 
 
+_ZEROS: Final = memoryview(bytearray(HUGE_PAGE_SIZE))
+_ZEROS_ADDRESS: Final = ctypes.addressof(ctypes.c_char.from_buffer(_ZEROS))
+_memcmp: Final = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
 class NotRam(LookupError):
     """A physical address, or the end of a range, is not RAM."""
 
@@ -116,6 +122,30 @@ class GuestMemory:
         """Write the little-endian quadword at `spa`; OverflowError if it has more than 64 bits."""
         offset = self.offset_of(spa, 8)
         self.buffer[offset : offset + 8] = value.to_bytes(8, "little")
+
+    def zero(self, spa: int, nbytes: int) -> None:
+        """Clear RAM; pages that are zero already are only read, and so stay free.
+
+        `NotRam`, with nothing cleared, if not all of it is RAM.
+        """
+        start = self.offset_of(spa, nbytes)
+        end = start + nbytes
+        while start < end:
+            stop = min(end, (start // HUGE_PAGE_SIZE + 1) * HUGE_PAGE_SIZE)
+            if not self._is_zero(start, stop):
+                self._zero_pages(start, stop)
+            start = stop
+
+    def _is_zero(self, start: int, stop: int) -> bool:
+        # memcmp: comparing memoryviews goes byte by byte.
+        return not _memcmp(self.address + start, _ZEROS_ADDRESS, stop - start)
+
+    def _zero_pages(self, start: int, end: int) -> None:
+        while start < end:
+            stop = min(end, (start // PAGE_SIZE + 1) * PAGE_SIZE)
+            if not self._is_zero(start, stop):
+                self.buffer[start:stop] = _ZEROS[: stop - start]
+            start = stop
 
     def page(self, spa: int) -> memoryview:
         """Return the live 4 KiB page that starts at `spa`; ValueError if no page starts there."""

@@ -24,6 +24,7 @@ from svsmd.snp.types import (
     HUGE_PAGE_SIZE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
     PAGES_PER_HUGE_PAGE,
     Gpa,
     PageSize,
@@ -260,6 +261,13 @@ class Rmp:
     def assigned(self, page: int) -> bool:
         """Whether the page with number `page` is assigned to a guest or the security processor."""
         return self.covers(page) and bool(self._words[self._index(page)] & _ASSIGNED)
+
+    def contiguous(self, spa: int) -> int:
+        """Bytes from `spa` to the end of the entry that governs it."""
+        size = (
+            HUGE_PAGE_SIZE if self._words[self._index(spa >> PAGE_SHIFT)] & _SIZE_2M else PAGE_SIZE
+        )
+        return size - (spa & (size - 1))
 
     def hypervisor_owned(self, spa: int, page_size: PageSize) -> bool:
         """The Hypervisor-Owned check of a mapping of that size (24593, 15.36.10).

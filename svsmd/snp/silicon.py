@@ -110,11 +110,13 @@ class Silicon:
         self.debug = self.processor.debug
         self._contexts: dict[int, _Context] = {}
         self._loaded: _Context | None = None
+        self._vmsa_checked = False  # since the RMP last changed, for the loaded context
         self._port = Vmpl0Port(self.processor)
 
     # -- what changes behind the engine -----------------------------------------------------
 
     def _rmp_changed(self, first_page: int, npages: int) -> None:
+        self._vmsa_checked = False
         cpu = self.cpu
         start = self.memory.offset_of(first_page << PAGE_SHIFT) >> PAGE_SHIFT
         assigned = b"\1" if self.rmp.assigned(first_page) else b"\0"
@@ -176,10 +178,13 @@ class Silicon:
 
     def vmrun(self, vmcb: Vmcb, until: int) -> Exit:
         """Runs a VMPL of a vCPU until it exits or the clock reaches `until` ticks."""
-        refused = self._check_vmsa(vmcb)
-        if refused is not None:
-            return refused
-        context = self._load(vmcb)
+        context = self._loaded
+        if context is None or context.vmcb is not vmcb or not self._vmsa_checked:
+            refused = self._check_vmsa(vmcb)
+            if refused is not None:
+                return refused
+            context = self._load(vmcb)
+            self._vmsa_checked = True
         processor, cpu = self.processor, self.cpu
         if processor.debug.stepping and context.stepped:
             context.stepped = False
@@ -271,6 +276,7 @@ class Silicon:
         if context is None:
             return
         self._loaded = None
+        self._vmsa_checked = False
         context.previous_end = self.cpu.shared.previous_end
         context.previous_page = self.cpu.shared.previous_page
         if self.rmp.assigned(context.vmcb.vmsa_spa >> PAGE_SHIFT):

@@ -9,7 +9,7 @@ Spec: 24593, 15.36; 24594 for the instructions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, NestedFault, Vector
@@ -20,11 +20,29 @@ if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
 
 
+_LARGE_SHIFT: Final = 30
+_LARGE_SIZE: Final = 1 << _LARGE_SHIFT
+
+
 class Vmpl0Port:
     """VMPL0's view of the machine. Valid while a gate call is being served."""
 
     def __init__(self, processor: Processor) -> None:
         self._p = processor
+        # Like the CPU's TLB, and as lasting: (gva >> shift) -> translation of a large page.
+        self._large_pages: dict[int, int] = {}
+
+    def _translate(self, gva: int, kind: AccessKind) -> tuple[int, int]:
+        """GPA with C-bit, and bytes to the end of its page."""
+        base = self._large_pages.get(gva >> _LARGE_SHIFT)
+        offset = gva & (_LARGE_SIZE - 1)
+        if base is not None:
+            return base | offset, _LARGE_SIZE - offset
+        leaf = self._p.translate_leaf(gva, kind, 0)
+        # The direct maps are writable as a whole; a read may enter them into the TLB too.
+        if leaf.page_size == _LARGE_SIZE and kind is AccessKind.WRITE:
+            self._large_pages[gva >> _LARGE_SHIFT] = leaf.gpa - offset
+        return leaf.gpa, leaf.page_size - (gva & (leaf.page_size - 1))
 
     def read(self, gva: int, n: int) -> bytes:
         """Reads `n` bytes.
@@ -40,7 +58,7 @@ class Vmpl0Port:
         self._p.write_system(gva, data, 0)
 
     def _operand(self, gva: int) -> tuple[Spa, Gpa]:
-        gpa = self._p.translate(gva, AccessKind.READ, 0)
+        gpa, _ = self._translate(gva, AccessKind.READ)
         if not gpa & C_BIT:
             raise GuestFault(Vector.GP, 0, gva)
         plain = gpa & ~C_BIT
@@ -73,15 +91,23 @@ class Vmpl0Port:
         return old
 
     def zero(self, gva: int, n: int) -> None:
-        """Clears `n` bytes, which fault page by page."""
+        """Clears `n` bytes; raises as read(), with what lies before the fault cleared.
+
+        Memory that nobody touched since the machine was made stays untouched.
+        """
+        p = self._p
         while n:
-            chunk = min(n, PAGE_SIZE - (gva & PAGE_MASK))
-            self.write(gva, bytes(chunk))
+            gpa, left = self._translate(gva, AccessKind.WRITE)
+            spa = p.physical.resolve(0, gpa, AccessKind.WRITE)[0]
+            chunk = min(n, left, p.rmp.contiguous(spa))
+            p.memory.zero(spa, chunk)
+            p.write_memory_hook(spa, chunk)
             gva += chunk
             n -= chunk
 
     def flush_tlb(self) -> None:
         """INVLPGB of everything, then TLBSYNC."""
+        self._large_pages.clear()
         self._p.cpu.flush_tlb()
 
     def charge(self, ticks: int) -> None:

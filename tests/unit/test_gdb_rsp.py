@@ -83,6 +83,8 @@ def test_longest_packet() -> None:
         decode(encode(body + b"m"))
     with pytest.raises(RemoteProtocolError, match="longer"):
         decode(b"$" + body + b"m")  # nothing to wait for
+    with pytest.raises(RemoteProtocolError, match="longer"):
+        decode(b"$" + body + b"m$g#67")
 
 
 def test_the_limit_counts_escapes_as_they_are_sent() -> None:

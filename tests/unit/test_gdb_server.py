@@ -5,7 +5,7 @@ import pytest
 import trio
 import trio.testing
 
-from svsmd.gdbstub import eager_stream
+from svsmd.gdbstub import eager_stream, server
 from svsmd.gdbstub.eager_stream import EagerSocketStream
 from svsmd.gdbstub.rsp import MAX_NOISE, MAX_PACKET, Decoder, Event, Need, Packet, encode
 from svsmd.gdbstub.server import GdbServer
@@ -96,13 +96,22 @@ async def test_stop_replies_and_interruption(bench: Bench) -> None:
     assert (await client.reply()).startswith(b"T02")
 
 
-async def test_a_second_client_is_refused(bench: Bench) -> None:
+async def test_a_second_client_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.01)
     first = await bench.attach()
     second = await bench.connect()
     reply = await second.ask(b"qSupported")
     assert reply == b"E.another debugger is attached to this machine"
     assert await second.stream.receive_some(1) == b""
     assert await first.ask(b"qC") == b"QC1"
+
+
+async def test_a_second_client_gets_the_place_of_one_that_goes(bench: Bench) -> None:
+    first = await bench.attach()
+    second = await bench.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    await first.stream.send_all(b"$D#44")
+    assert await second.ask(b"qC") == b"QC1"
 
 
 async def test_a_second_client_that_says_nothing_is_refused_in_time(

@@ -18,6 +18,7 @@ svsm_gate_loop:
 	.globl	svsm_core_gate
 svsm_core_gate:
 	ud2
+svsm_gate_action:
 	cmpq	$SVSM_GATE_LOOP, %rbx
 	je	2f
 	ja	1f
@@ -42,11 +43,15 @@ svsm_core_gate:
 	.size	svsm_gate_loop, . - svsm_gate_loop
 
 /*
- * Exceptions. Each entry pushes what the CPU did not push (an error code) and its vector, then the
+ * Exceptions. None is expected: whatever comes is a fault of the SVSM, or of a host that lies about
+ * memory. Each entry pushes what the CPU did not push (an error code) and its vector, then the
  * general registers; `svsm_exception_gate` hands the frame to the core: RBX = vector, RDI = frame.
  *
  * Frame, from RDI up: R15 R14 R13 R12 R11 R10 R9 R8 RBP RDI RSI RDX RCX RBX RAX, vector, error
- * code, RIP, CS, RFLAGS, RSP, SS (8 bytes each). If the core returns, the frame is restored.
+ * code, RIP, CS, RFLAGS, RSP, SS (8 bytes each).
+ *
+ * The core answers as at `svsm_core_gate` (with a request to terminate). The interrupted code is
+ * not resumed; its frame stays on the stack, where a debugger finds it.
  */
 #define HAS_ERROR_CODE 0x60227d00 /* vectors 8, 10-14, 17, 21, 29, 30 */
 
@@ -84,14 +89,7 @@ svsm_exception:
 	.globl	svsm_exception_gate
 svsm_exception_gate:
 	ud2
-	.irp	reg, r15, r14, r13, r12, r11, r10, r9, r8, rbp, rdi, rsi, rdx, rcx, rbx, rax
-	popq	%\reg
-	.cfi_adjust_cfa_offset -8
-	.cfi_restore \reg
-	.endr
-	addq	$16, %rsp
-	.cfi_adjust_cfa_offset -16
-	iretq
+	jmp	svsm_gate_action
 	.cfi_endproc
 	.size	svsm_exception, . - svsm_exception
 

@@ -27,7 +27,9 @@
 
 /*
  * The core gate: UD2 at `svsm_core_gate`. Silicon hands it to the core instead of raising #UD.
- * RBX says why the stub came (going in) and what it shall do (coming back, after RIP += 2).
+ * RBX says why the stub came (going in) and what it shall do (coming back, after RIP += 2). After an
+ * exception the stub comes by a second gate, `svsm_exception_gate` (gate.S), with RBX = vector and
+ * RDI = frame; what it shall do then is said in the same way.
  */
 #define SVSM_GATE_FROM_VMGEXIT 0 /* in: VMGEXIT done, RAX = GHCB MSR as it reads now */
 #define SVSM_GATE_FROM_BOOT 1 /* in: first call of the boot CPU, RAX = GPA of the launch-info page */

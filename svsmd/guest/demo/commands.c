@@ -41,7 +41,7 @@ static bool number(const char *text, uint64_t *value)
 static void print_fault(const struct fault *fault)
 {
 	print("%s, error code %lx, at %lx", vector_name(fault->vector), fault->error_code, fault->rip);
-	if (fault->vector == VECTOR_PF)
+	if (fault->vector == VECTOR_PF || fault->error_code == SVM_EXIT_PAGE_NOT_VALIDATED)
 		print(", address %lx", fault->cr2);
 	print("\n");
 }

@@ -10,7 +10,7 @@
 #define USER_DS 0x20
 #define USER_CS 0x28
 #define TSS_SELECTOR 0x30
-#define ABSENT_SELECTOR 0x40 /* a data segment that is not present, for #NP */
+#define ABSENT_SELECTOR 0x40 /* a data segment that is not present, for #NP and #SS */
 #define RPL_USER 3
 
 /* Offsets in struct cpu, for assembly. */

@@ -50,14 +50,10 @@ void provoke_np(uint64_t unused)
 	__asm__ volatile("movl %0, %%fs" : : "r"(ABSENT_SELECTOR));
 }
 
-/* RBP addresses the stack segment; RSP stays good, or delivery would end in #DF. */
 void provoke_ss(uint64_t unused)
 {
 	(void)unused;
-	__asm__ volatile("pushq %%rbp; movq %0, %%rbp; movq (%%rbp), %%rax; popq %%rbp"
-			 :
-			 : "r"(NONCANONICAL_ADDRESS)
-			 : "rax", "memory");
+	__asm__ volatile("movl %0, %%ss" : : "r"(ABSENT_SELECTOR));
 }
 
 void provoke_gp(uint64_t unused)
@@ -117,7 +113,7 @@ const struct provocation provocations[] = {
 	{ "nm", "x87 instruction while CR0.TS = 1", provoke_nm },
 	{ "df", "INT3 without a stack", provoke_df },
 	{ "np", "load FS with a segment that is not present", provoke_np },
-	{ "ss", "read by RBP at a non-canonical address", provoke_ss },
+	{ "ss", "load SS with a segment that is not present", provoke_ss },
 	{ "gp", "read a non-canonical address", provoke_gp },
 	{ "pf", "write to a page that is not mapped", provoke_pf },
 	{ "vc", "read a page that is not validated", provoke_vc },

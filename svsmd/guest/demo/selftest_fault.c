@@ -86,7 +86,7 @@ SELFTEST(fault_ss, "fault.ss")
 
 	EXPECT(fault_catch(&fault, provoke_ss, 0));
 	EXPECT_EQ(fault.vector, VECTOR_SS);
-	EXPECT_EQ(fault.error_code, 0);
+	EXPECT_EQ(fault.error_code, ABSENT_SELECTOR);
 }
 
 SELFTEST(fault_gp, "fault.gp.non-canonical")

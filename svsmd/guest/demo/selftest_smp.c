@@ -12,6 +12,7 @@
 #define ONE_CPU "one CPU"
 #define UNKNOWN_APIC_ID 0x7777
 #define BEYOND_RAM 0x7ff0000000UL
+#define IPI_TICKS 50000000 /* more than an interrupt may take */
 #define VMSA_VMPL 0x0ca
 #define VMSA_EFER 0x0d0
 #define VMSA_SEV_FEATURES 0x3b0
@@ -92,6 +93,30 @@ SELFTEST(vcpu_run, "vcpu.start-stop")
 		EXPECT_EQ(smp_stop(apic_id), SVSM_SUCCESS);
 		memset((void *)smp_vmsa(), 0, PAGE_SIZE); /* memory like any other again */
 	}
+}
+
+SELFTEST(vcpu_ipi, "vcpu.ipi")
+{
+	uint32_t apic_id = acpi_info.apic_id[1];
+	uint32_t running, halted;
+	bool did_halt;
+
+	NEED(acpi_info.cpus > 1, ONE_CPU);
+	EXPECT_EQ(smp_start(apic_id, false), SVSM_SUCCESS);
+	smp_send_ipi(apic_id);
+	for (uint64_t end = rdtsc() + IPI_TICKS; !smp_report.ipis && rdtsc() < end;)
+		cpu_pause();
+	running = smp_report.ipis;
+	smp_report.halt = true;
+	did_halt = smp_wait(&smp_report.halted);
+	smp_send_ipi(apic_id);
+	for (uint64_t end = rdtsc() + IPI_TICKS; smp_report.halt && rdtsc() < end;)
+		cpu_pause();
+	halted = smp_report.ipis;
+	EXPECT_EQ(smp_stop(apic_id), SVSM_SUCCESS);
+	EXPECT_EQ(running, 1);
+	EXPECT(did_halt);
+	EXPECT_EQ(halted, 2);
 }
 
 SELFTEST(vcpu_registered, "vcpu.registered-pages")

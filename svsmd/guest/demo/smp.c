@@ -148,7 +148,7 @@ static uint32_t ap_creation(uint32_t apic_id, uint64_t request)
 	return ghcb_call(&e);
 }
 
-static bool wait_for(const volatile bool *flag)
+bool smp_wait(const volatile bool *flag)
 {
 	uint64_t end = rdtsc() + PATIENCE;
 
@@ -176,7 +176,7 @@ uint64_t smp_start(uint32_t apic_id, bool talk)
 		return result;
 	if (ap_creation(apic_id, AP_CREATE) != GHCB_OK)
 		return SMP_HOST_REFUSED;
-	return wait_for(&smp_report.running) ? SVSM_SUCCESS : SMP_SILENT;
+	return smp_wait(&smp_report.running) ? SVSM_SUCCESS : SMP_SILENT;
 }
 
 uint64_t smp_stop(uint32_t apic_id)
@@ -185,7 +185,7 @@ uint64_t smp_stop(uint32_t apic_id)
 	uint64_t result;
 
 	smp_report.stop = true;
-	if (!wait_for(&smp_report.parked))
+	if (!smp_wait(&smp_report.parked))
 		return SMP_SILENT;
 	if (ap_creation(apic_id, AP_DESTROY) != GHCB_OK)
 		return SMP_HOST_REFUSED;
@@ -195,6 +195,16 @@ uint64_t smp_stop(uint32_t apic_id)
 		result = svsm_core(SVSM_CORE_DELETE_VCPU, smp_vmsa(), 0, 0);
 	while (result == SVSM_ERR_DELETE_VCPU_IN_USE && rdtsc() < end);
 	return result;
+}
+
+void smp_send_ipi(uint32_t apic_id)
+{
+	wrmsr(X2APIC_ICR, (uint64_t)apic_id << 32 | VECTOR_IPI); /* fixed, physical, edge */
+}
+
+static void count_ipi(void)
+{
+	smp_report.ipis++;
 }
 
 /* The second CPU's whole life. */
@@ -213,10 +223,19 @@ void ap_main(struct cpu *cpu)
 	smp_report.apic_id = (uint32_t)rdmsr(X2APIC_ID);
 	if (ap_talks)
 		print("Hello from the second CPU, APIC id %x.\n", smp_report.apic_id);
+	irq_register(VECTOR_IPI, count_ipi);
+	irq_enable();
 	smp_report.running = true;
 	while (!smp_report.stop) {
 		smp_report.counter++;
 		cpu_pause();
+		if (smp_report.halt) {
+			irq_disable();
+			smp_report.halted = true;
+			irq_wait(); /* an interrupt that came meanwhile ends it at once */
+			smp_report.halt = false;
+			irq_enable();
+		}
 	}
 	smp_report.parked = true;
 	for (;;)

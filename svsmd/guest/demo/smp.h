@@ -13,7 +13,10 @@ struct smp_report {
 	volatile uint64_t counter; /* it adds one again and again */
 	volatile uint64_t protocol; /* its own QUERY_PROTOCOL answer for the core protocol, by its own CAA */
 	volatile uint32_t apic_id; /* as its x2APIC has it */
+	volatile uint32_t ipis; /* interrupts with VECTOR_IPI that it has taken */
 	volatile bool running;
+	volatile bool halt; /* we ask it to halt until an interrupt comes */
+	volatile bool halted; /* it is about to */
 	volatile bool stop; /* we ask it to come to rest */
 	volatile bool parked; /* it has */
 };
@@ -38,6 +41,12 @@ uint64_t smp_start(uint32_t apic_id, bool talk);
 
 /* Park it, AP destroy event, SVSM_CORE_DELETE_VCPU: its page is memory again. */
 uint64_t smp_stop(uint32_t apic_id);
+
+/* Sends it an interrupt with VECTOR_IPI. */
+void smp_send_ipi(uint32_t apic_id);
+
+/* Waits for something that it is going to report. False: it took too long. */
+bool smp_wait(const volatile bool *flag);
 
 /* start.S */
 void ap_start(void);

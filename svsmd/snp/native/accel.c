@@ -37,6 +37,26 @@ struct block {
 	uint64_t page[2]; /* RAM offset of the guest code */
 };
 
+/* The engine's TLB: the part that translated code reads, right in front of the state. */
+struct tlb_entry {
+	uint64_t addr_read, addr_write, addr_code, paddr;
+	uintptr_t addend;
+	uint64_t padding[3];
+};
+
+struct tlb {
+	uintptr_t mask; /* (entries - 1) * sizeof(struct tlb_entry) */
+	struct tlb_entry *table;
+};
+
+enum {
+	MMU_MODES = 3,
+	TLB_INVALID = 1 << 11,
+	TLB_NOT_DIRTY = 1 << 10,
+	TLB_OTHER = 0x3c0, /* I/O, watchpoint, byte swap, discard */
+	SWEEP_BLOCKS = 16384,
+};
+
 enum { BLOCK_ALIGN = 64, CODE_PROBES = 4 };
 
 enum stop_reason {
@@ -142,8 +162,12 @@ struct shared {
 	uint32_t event_error, tsc_aux;
 	uint64_t event_address;
 	uint32_t generated;     /* the next block was translated just now */
-	uint32_t padding_2;
+	uint32_t sweep_in;      /* blocks until the next sweep */
+	struct tlb *tlb;
+	uint64_t ram_size;
 	uint8_t *ram;           /* host address of RAM offset 0 */
+	uint8_t *has_code;      /* one byte a RAM page: something of it was translated */
+	uint8_t *code_map;      /* one bit a RAM byte: a block was translated that starts there */
 	void *cpu;
 	void (*reset_dirty)(void *cpu, uintptr_t start, uint64_t length);
 	uint64_t *exit_info_2;
@@ -203,16 +227,59 @@ static inline struct block *block_of(const struct shared *s, uintptr_t return_ad
 }
 
 /*
- * The engine notices stores to translated code through the mapping that the code runs by, but a
- * writable mapping elsewhere that is marked dirty already stays so. Marking all mappings of the
- * page clean when something was translated makes the next store through any of them be noticed.
+ * Stores to translated code. The engine sends the stores through a TLB entry on a slow path, which
+ * looks for code to drop, as long as the entry is marked not dirty. It clears that mark with the
+ * first store through a mapping that is not executable, and never for one that is. Both are put
+ * right here:
+ *
+ * - When a page first gets code, and when an address is translated again (something was stored
+ *   there meanwhile), all mappings of the page are marked again.
+ * - Executable mappings of pages without code, such as all data of a kernel that has not set up its
+ *   final page tables, lose the mark in a sweep now and then; else each of their stores is slow.
  */
-static void watch_code_page(struct shared *s, const struct block *b)
+static void mark_page(struct shared *s, uint64_t page)
 {
+	s->has_code[page] = 1;
+	s->reset_dirty(s->cpu, (uintptr_t)s->ram + (page << 12), 4096);
+}
+
+static void watch_code(struct shared *s, const struct block *b)
+{
+	uint64_t page = b->page[0] >> 12;
+	uint8_t *map = s->code_map + page * (4096 / 8) + (b->pc & 4095) / 8;
+	uint8_t bit = (uint8_t)(1u << (b->pc & 7));
+
 	s->generated = 0;
-	s->reset_dirty(s->cpu, (uintptr_t)s->ram + (b->page[0] & ~(uint64_t)4095), 4096);
-	if (b->page[1] != ~(uint64_t)0)
-		s->reset_dirty(s->cpu, (uintptr_t)s->ram + (b->page[1] & ~(uint64_t)4095), 4096);
+	if (!s->has_code[page] || *map & bit) {
+		mark_page(s, page);
+		if (b->page[1] != ~(uint64_t)0)
+			mark_page(s, b->page[1] >> 12);
+	} else if (b->page[1] != ~(uint64_t)0 && !s->has_code[b->page[1] >> 12]) {
+		mark_page(s, b->page[1] >> 12);
+	}
+	*map |= bit;
+}
+
+static void sweep(struct shared *s)
+{
+	int i;
+
+	s->sweep_in = SWEEP_BLOCKS;
+	for (i = 0; i < MMU_MODES; i++) {
+		struct tlb_entry *e = s->tlb[i].table, *end;
+
+		end = (struct tlb_entry *)((uint8_t *)e + s->tlb[i].mask + sizeof(*e));
+		for (; e < end; e++) {
+			uint64_t flags = e->addr_write & (TLB_INVALID | TLB_NOT_DIRTY | TLB_OTHER);
+			uint64_t offset;
+
+			if (flags != TLB_NOT_DIRTY || e->addr_code == ~(uint64_t)0)
+				continue;
+			offset = (e->addr_write & ~(uint64_t)4095) + e->addend - (uintptr_t)s->ram;
+			if (offset < s->ram_size && !s->has_code[offset >> 12])
+				e->addr_write &= ~(uint64_t)TLB_NOT_DIRTY;
+		}
+	}
 }
 
 void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *user)
@@ -237,7 +304,9 @@ void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
 		return;
 	}
 	if (__builtin_expect(s->generated, 0))
-		watch_code_page(s, b);
+		watch_code(s, b);
+	if (__builtin_expect(!--s->sweep_in, 0))
+		sweep(s);
 	if (__builtin_expect(!s->first, 1)) {
 		if (__builtin_expect(s->ticks >= s->deadline, 0) &&
 		    (pc != s->previous_end || pc >> 12 != s->previous_page)) {
