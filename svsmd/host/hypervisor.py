@@ -87,6 +87,8 @@ class Hypervisor:
         )
         # Volatile state.
         self._end: End | None = None
+        self._interrupted: tuple[Vcpu, int] | None = None
+        """The VMRUN that a debugger stopped: its vCPU and deadline."""
 
         platform.on_nmi = self._nmi
         platform.on_init = self._init
@@ -101,6 +103,11 @@ class Hypervisor:
         """
         if self._end is not None:
             return self._end
+        if self._interrupted is not None:
+            # A debugger stopped in the middle of a VMRUN: go on with that, as if it had not.
+            vcpu, deadline = self._interrupted
+            self._interrupted = None
+            return self._run(vcpu, deadline, resumed=True)
         now = self._silicon.clock.now
         self._timers.run_due(now)
         chosen = self._scheduler.pick(now)
@@ -109,15 +116,16 @@ class Hypervisor:
         vcpu, slice_end = chosen
         return self._run(vcpu, min(until, slice_end))
 
-    def _run(self, vcpu: Vcpu, until: int) -> HostOutcome:
+    def _run(self, vcpu: Vcpu, until: int, *, resumed: bool = False) -> HostOutcome:
         clock = self._silicon.clock
-        while clock.now < until and vcpu.can_run():
+        while resumed or (clock.now < until and vcpu.can_run()):
             # An exit may have armed a timer.
             deadline = self._timers.next_deadline
             if deadline is not None and deadline < until:
-                if deadline <= clock.now:
+                if deadline <= clock.now and not resumed:
                     break
                 until = deadline
+            resumed = False
             world = vcpu.world
             if world is None:
                 break
@@ -151,6 +159,7 @@ class Hypervisor:
                         f"{'busy' if busy else 'invalid'} ({reason})",
                     )
                 case DebugStop() as stop:
+                    self._interrupted = (vcpu, until)
                     return Debug(stop, vcpu.index, world.vmpl)
                 case unreachable:
                     assert_never(unreachable)

@@ -16,7 +16,6 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Final
 
-from unicorn import Uc
 from unicorn import x86_const as x86
 
 
@@ -105,7 +104,7 @@ def _mapped_ranges() -> list[tuple[int, int]]:
     return ranges
 
 
-def _find_state(uc: Uc) -> tuple[int, int]:
+def _find_state(uc: Any) -> tuple[int, int]:
     """Host addresses of (CPU structure, architectural state): the one that holds our registers."""
     marks = [0x5EED_0000_C0DE_0000 + 0x1111 * i for i in range(GPR_COUNT)]
     for reg, mark in zip(_GPRS, marks, strict=True):
@@ -152,7 +151,7 @@ class VmrunMarks:
 class LayoutProbe:
     """Two steps: marks before the engine enters SVM guest mode, and the search after it."""
 
-    def __init__(self, uc: Uc) -> None:
+    def __init__(self, uc: Any) -> None:
         self._uc = uc
         self.cpu, self.env = _find_state(uc)
         self.marks = self._mark()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from svsmd.snp.access import AccessKind
@@ -107,7 +108,6 @@ class Processor:
         self.vmcb = Vmcb(0)
         self.vmpl = 0
         self.sev_status = 0
-        self.dr7 = 0x400
         self.exit: Exit | None = None
         self.gates: dict[int, Callable[[], None]] = {}
         self.write_memory_hook: Callable[[int, int], None] = lambda spa, n: None
@@ -129,11 +129,11 @@ class Processor:
             EngineExit.SHUTDOWN: self._shutdown,
             EngineExit.VMRUN: self._undefined,
             EngineExit.WRITE_CR0: self._write_cr0,
-            EngineExit.READ_DR0 + 7: lambda: self.vc(0x27),
-            EngineExit.WRITE_DR0 + 7: lambda: self.vc(0x37),
+            EngineExit.READ_DR0 + 7: partial(self.vc, 0x27),
+            EngineExit.WRITE_DR0 + 7: partial(self.vc, 0x37),
         }
         for code, vc_code in VC_CODES.items():
-            self._handlers[code] = lambda vc_code=vc_code: self.vc(vc_code)
+            self._handlers[code] = partial(self.vc, vc_code)
 
     # -- dispatch ---------------------------------------------------------------------------
 
@@ -628,22 +628,31 @@ class Processor:
 
     # -- interrupts -------------------------------------------------------------------------
 
-    def arm_interrupts(self) -> None:
-        """At VMRUN: what the host asks for is taken as soon as the guest allows it."""
+    def arm_interrupts(self) -> Exit | None:
+        """At VMRUN: what the host asks for is taken as soon as the guest allows it.
+
+        Returns:
+            An exit, if the delivery of an NMI ended as one.
+        """
         cpu, vmcb = self.cpu, self.vmcb
-        cpu.shared.v_irq = -1 if vmcb.v_irq is None or vmcb.v_nmi else vmcb.v_irq
+        cpu.shared.v_irq = -1 if vmcb.v_irq is None else vmcb.v_irq
+        cpu.set_interrupt_window(vmcb.v_irq is not None)
         if vmcb.v_nmi:
             vmcb.v_nmi = False
-            self._guarded_interrupt(NMI)
-        cpu.set_interrupt_window(vmcb.v_irq is not None)
+            try:
+                self.delivery.interrupt(NMI)
+            except NestedFault as fault:
+                return Npf(fault.gpa, fault.error_code, fault.row)
+            except TripleFault as fault:
+                return Shutdown(str(fault))
+        return None
 
-    def _guarded_interrupt(self, vector: int) -> None:
-        try:
-            self.delivery.interrupt(vector)
-        except NestedFault as fault:
-            self.exit = Npf(fault.gpa, fault.error_code, fault.row)
-        except TripleFault as fault:
-            self.exit = Shutdown(str(fault))
+    def take_exit(self) -> Exit:
+        """What leave() was called with."""
+        exit_ = self.exit
+        assert exit_ is not None
+        self.exit = None
+        return exit_
 
     def _interrupt_window(self) -> bool:
         """RFLAGS.IF is set and no interrupt shadow is there."""

@@ -85,7 +85,6 @@ class _Context:
     vmcb: Vmcb
     previous_end: int = 0
     previous_page: int = 0
-    dr7: int = 0x400
     stepped: bool = False
 
 
@@ -117,6 +116,10 @@ class Silicon:
 
     def _rmp_changed(self, first_page: int, npages: int) -> None:
         self._vmsa_checked = False
+        loaded = self._loaded
+        if loaded is not None and 0 <= (loaded.vmcb.vmsa_spa >> PAGE_SHIFT) - first_page < npages:
+            # Whoever gets at the page now must find the state in it.
+            self.save_loaded()
         cpu = self.cpu
         start = self.memory.offset_of(first_page << PAGE_SHIFT) >> PAGE_SHIFT
         assigned = b"\1" if self.rmp.assigned(first_page) else b"\0"
@@ -203,27 +206,25 @@ class Silicon:
 
     def _run(self, context: _Context, until: int) -> Exit:
         processor, cpu = self.processor, self.cpu
-        processor.exit = None
         processor.debug.arm()
         cpu.shared.deadline = until
-        processor.arm_interrupts()
-        if processor.exit is None:
-            shared = cpu.shared
-            vmcb = context.vmcb
-            shared.ghcb_msr = vmcb.ghcb_msr
-            shared.rdtsc_exits = vmcb.intercept_rdtsc
-            stop = cpu.run()
-            vmcb.ghcb_msr = shared.ghcb_msr
-            if shared.v_irq < 0:
-                vmcb.v_irq = None
-            if stop is Stop.VMGEXIT:
-                return _VMGEXIT
-            if stop is Stop.DEADLINE:
-                return Intr()
-            if stop is Stop.REQUESTED:
-                return Paused()
-        assert processor.exit is not None
-        return processor.exit
+        refused = processor.arm_interrupts()
+        if refused is not None:
+            return refused
+        shared, vmcb = cpu.shared, context.vmcb
+        shared.ghcb_msr = vmcb.ghcb_msr
+        shared.rdtsc_exits = vmcb.intercept_rdtsc
+        stop = cpu.run()
+        vmcb.ghcb_msr = shared.ghcb_msr
+        if shared.v_irq < 0:
+            vmcb.v_irq = None
+        if stop is Stop.VMGEXIT:
+            return _VMGEXIT
+        if stop is Stop.DEADLINE:
+            return Intr()
+        if stop is Stop.REQUESTED:
+            return Paused()
+        return processor.take_exit()
 
     def _check_vmsa(self, vmcb: Vmcb) -> InvalidVmsa | None:
         """Whether VMRUN may load the page (24593, 15.36.12), and whether its state is legal."""

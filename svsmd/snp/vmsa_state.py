@@ -166,12 +166,12 @@ def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     for register in range(8):
         state[_FPTAGS + register] = int((tags >> (2 * register)) & 3 == 3)
         at = _FPREGS + 16 * ((top + register) & 7)
-        state[at : at + 10] = stack[10 * register : 10 * register + 10]
+        state[at : at + 10] = list(stack[10 * register : 10 * register + 10])
     vectors = cpu.bytes_at(lay.xmm, XMM_COUNT * _XMM_STRIDE)
     values = vmsa.fpreg_xmm
     for register in range(XMM_COUNT):
         at = register * _XMM_STRIDE
-        vectors[at : at + 16] = values[16 * register : 16 * register + 16]
+        vectors[at : at + 16] = list(values[16 * register : 16 * register + 16])
     # The rounding modes that follow from the control words live elsewhere in the engine.
     cpu.reg_write(x86.UC_X86_REG_FPCW, vmsa.x87_fcw)
     cpu.reg_write(x86.UC_X86_REG_MXCSR, vmsa.mxcsr)

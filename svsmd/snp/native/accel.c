@@ -137,7 +137,7 @@ struct shared {
 	uint64_t header;        /* bytes between a block record and its host code */
 	uint32_t stop;          /* set by anyone: give the machine back at the next block */
 	uint32_t stopped;       /* enum stop_reason */
-	uint32_t first;         /* no block has run since the start */
+	uint32_t first;         /* no block has run since the start: there must be progress */
 	uint32_t stepping;      /* the engine's single-step flag is on */
 	uint32_t eip;           /* offsets into env */
 	uint32_t cs_base;
@@ -292,6 +292,13 @@ void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *us
 	s->generated = 1;
 }
 
+static void stop(struct shared *s, uc_engine *uc, enum stop_reason reason)
+{
+	s->stopped = reason;
+	s->block = NULL;
+	s->emu_stop(uc);
+}
+
 void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
 {
 	struct shared *s = user;
@@ -299,29 +306,27 @@ void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
 
 	(void)size;
 	if (__builtin_expect(!b || b->pc != pc, 0)) {
-		s->stopped = STOP_BROKEN;
-		s->emu_stop(uc);
+		stop(s, uc, STOP_BROKEN);
 		return;
 	}
 	if (__builtin_expect(s->generated, 0))
 		watch_code(s, b);
 	if (__builtin_expect(!--s->sweep_in, 0))
 		sweep(s);
-	if (__builtin_expect(!s->first, 1)) {
-		if (__builtin_expect(s->ticks >= s->deadline, 0) &&
-		    (pc != s->previous_end || pc >> 12 != s->previous_page)) {
-			s->stopped = STOP_DEADLINE;
-			s->block = NULL;
-			s->emu_stop(uc);
+	/*
+	 * A deadline that is due goes first: were the machine given back here, its owner could not tell
+	 * a deadline that waits for a canonical boundary from one that was taken.
+	 */
+	if (__builtin_expect(s->ticks >= s->deadline, 0)) {
+		if (pc != s->previous_end || pc >> 12 != s->previous_page) {
+			stop(s, uc, STOP_DEADLINE);
 			return;
 		}
-		if (__builtin_expect(s->ticks >= s->slice_end ||
-				     __atomic_load_n(&s->stop, __ATOMIC_RELAXED), 0)) {
-			s->stopped = STOP_REQUESTED;
-			s->block = NULL;
-			s->emu_stop(uc);
-			return;
-		}
+	} else if (__builtin_expect(s->ticks >= s->slice_end ||
+				    __atomic_load_n(&s->stop, __ATOMIC_RELAXED), 0) &&
+		   !s->first) {
+		stop(s, uc, STOP_REQUESTED);
+		return;
 	}
 	/* Fetches are private accesses, and a page that is not assigned has no private content. */
 	if (__builtin_expect(!s->assigned[b->page[0] >> 12], 0)) {
