@@ -133,7 +133,7 @@ class _Shared(ctypes.Structure):
         ("io_port", ctypes.c_uint32), ("io_size", ctypes.c_uint32), ("io_is_in", ctypes.c_uint32),
         ("io_value", ctypes.c_uint32), ("trap", ctypes.c_uint32),
         ("padding", ctypes.c_uint32), ("skip_breakpoint", ctypes.c_uint64),
-        ("blocks", ctypes.c_uint64), ("exits", ctypes.c_uint64),
+        ("exits", ctypes.c_uint64),
         ("assigned", ctypes.c_void_p),
         *((name, ctypes.c_uint32) for name in _OFFSETS),
         ("fast", ctypes.c_uint32), ("rdtsc_exits", ctypes.c_uint32), ("v_irq", ctypes.c_int32),
@@ -141,7 +141,8 @@ class _Shared(ctypes.Structure):
         ("delivering", ctypes.c_uint32), ("event_code", ctypes.c_uint32),
         ("event_error", ctypes.c_uint32), ("tsc_aux", ctypes.c_uint32),
         ("event_address", ctypes.c_uint64), ("generated", ctypes.c_uint32),
-        ("sweep_in", ctypes.c_uint32), ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p), ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
+        ("padding_2", ctypes.c_uint32),
+        ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64), ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p), ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
         ("reset_dirty", ctypes.c_void_p), ("exit_info_2", ctypes.c_void_p),
         ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),
         ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
@@ -353,7 +354,6 @@ class UnicornCpu:
         for name in _OFFSETS:
             setattr(shared, name, getattr(self.layout, name))
         shared.tsc_aux = self.layout.tsc_aux
-        shared.sweep_in = 1
         shared.tlb = self._tlb()
         shared.ram = self.memory.address
         shared.ram_size = self.memory.size
@@ -433,6 +433,7 @@ class UnicornCpu:
         shared = self.shared
         shared.stopped = Stop.NONE
         shared.first = 1
+        shared.next_check = 0
         error = self._emu_start(
             self._handle, ctypes.c_uint64(self._q[self._rip]), ctypes.c_uint64(0),
             ctypes.c_uint64(0), ctypes.c_size_t(0),
@@ -451,6 +452,7 @@ class UnicornCpu:
     def request_stop(self) -> None:
         """Ends run() at the next block. May be called from any thread."""
         self.shared.stop = 1
+        self.shared.next_check = 0
 
     def clear_stop(self) -> None:
         """Forgets requests to stop."""

@@ -432,6 +432,7 @@ class Processor:
             return False
         if trap == Trap.SHARED_FETCH:
             gpa = self.translate(cpu.linear_rip, AccessKind.FETCH, cpu.cpl)
+            cpu.forget_code(self.memory.offset_of(gpa & ~C_BIT & ~PAGE_MASK), PAGE_SIZE)
             self.physical.resolve(self.vmpl, gpa, AccessKind.FETCH, cpu.cpl)
             raise AssertionError("the engine refused a fetch that the RMP allows")
         hit = self._end_transient() if self._transient else None

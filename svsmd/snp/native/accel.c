@@ -54,7 +54,7 @@ enum {
 	TLB_INVALID = 1 << 11,
 	TLB_NOT_DIRTY = 1 << 10,
 	TLB_OTHER = 0x3c0, /* I/O, watchpoint, byte swap, discard */
-	SWEEP_BLOCKS = 16384,
+	SWEEP_TICKS = 100000,
 };
 
 enum { BLOCK_ALIGN = 64, CODE_PROBES = 4 };
@@ -130,8 +130,8 @@ struct shared {
 	uint64_t ticks;         /* guest instructions retired, plus what others charged */
 	uint64_t deadline;      /* absolute tick of the host's next event */
 	uint64_t slice_end;     /* absolute tick after which the owner wants the machine back */
-	uint64_t previous_end;  /* linear address behind the last instruction of the last block */
-	uint64_t previous_page; /* its page number */
+	uint64_t previous_end;  /* without `block`: linear address behind the last instruction, */
+	uint64_t previous_page; /* and the page number of the last block */
 	struct block *block;    /* block that is being executed, NULL after settle() */
 	uint8_t *env;           /* architectural state */
 	uint64_t header;        /* bytes between a block record and its host code */
@@ -146,8 +146,7 @@ struct shared {
 	uint32_t io_port, io_size, io_is_in, io_value;
 	uint32_t trap, padding;
 	uint64_t skip_breakpoint; /* linear address whose breakpoint is passed once */
-	uint64_t blocks;        /* statistics */
-	uint64_t exits;
+	uint64_t exits;         /* statistics */
 	const uint8_t *assigned; /* one byte a RAM page: the RMP says it is a guest's */
 	uint32_t regs, eflags, cc_src, cc_op, df, hflags, segs, efer;
 	uint32_t star, lstar, cstar, fmask;
@@ -162,7 +161,9 @@ struct shared {
 	uint32_t event_error, tsc_aux;
 	uint64_t event_address;
 	uint32_t generated;     /* the next block was translated just now */
-	uint32_t sweep_in;      /* blocks until the next sweep */
+	uint32_t padding_2;
+	uint64_t next_check;    /* tick of the next check(); 0 at the next block */
+	uint64_t next_sweep;
 	struct tlb *tlb;
 	uint64_t ram_size;
 	uint8_t *ram;           /* host address of RAM offset 0 */
@@ -249,7 +250,6 @@ static void watch_code(struct shared *s, const struct block *b)
 	uint8_t *map = s->code_map + page * (4096 / 8) + (b->pc & 4095) / 8;
 	uint8_t bit = (uint8_t)(1u << (b->pc & 7));
 
-	s->generated = 0;
 	if (!s->has_code[page] || *map & bit) {
 		mark_page(s, page);
 		if (b->page[1] != ~(uint64_t)0)
@@ -264,7 +264,7 @@ static void sweep(struct shared *s)
 {
 	int i;
 
-	s->sweep_in = SWEEP_BLOCKS;
+	s->next_sweep = s->ticks + SWEEP_TICKS;
 	for (i = 0; i < MMU_MODES; i++) {
 		struct tlb_entry *e = s->tlb[i].table, *end;
 
@@ -290,13 +290,65 @@ void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *us
 	(void)current;
 	(void)previous;
 	s->generated = 1;
+	s->next_check = 0;
+}
+
+/* Where the last block ended, for who asks whether a boundary is canonical. */
+static void remember_end(struct shared *s)
+{
+	if (!s->block)
+		return;
+	s->previous_end = s->block->pc + s->block->size;
+	s->previous_page = s->block->pc >> 12;
+	s->block = NULL;
 }
 
 static void stop(struct shared *s, uc_engine *uc, enum stop_reason reason)
 {
 	s->stopped = reason;
-	s->block = NULL;
 	s->emu_stop(uc);
+}
+
+/* All that is not due at every block. Returns whether the block must not run now. */
+static int check(struct shared *s, uc_engine *uc, const struct block *b)
+{
+	int first = s->first;
+
+	s->first = 0;
+	remember_end(s);
+	if (s->generated) {
+		s->generated = 0;
+		/*
+		 * Fetches are private accesses, and a page that is not assigned has no private content.
+		 * Looking once is enough: translations are dropped when the RMP entry of a page changes.
+		 */
+		if (!s->assigned[b->page[0] >> 12]) {
+			s->trap = TRAP_SHARED_FETCH;
+			s->raise(s->env, VECTOR_DB, 0, 0);
+		}
+		watch_code(s, b);
+	}
+	if (s->ticks >= s->next_sweep)
+		sweep(s);
+	s->next_check = s->next_sweep;
+	if (s->deadline < s->next_check)
+		s->next_check = s->deadline;
+	if (s->slice_end < s->next_check)
+		s->next_check = s->slice_end;
+	/*
+	 * A deadline that is due goes first: were the machine given back here, its owner could not tell
+	 * a deadline that waits for a canonical boundary from one that was taken.
+	 */
+	if (s->ticks >= s->deadline) {
+		if (b->pc != s->previous_end || b->pc >> 12 != s->previous_page) {
+			stop(s, uc, STOP_DEADLINE);
+			return 1;
+		}
+	} else if ((s->ticks >= s->slice_end || __atomic_load_n(&s->stop, __ATOMIC_RELAXED)) && !first) {
+		stop(s, uc, STOP_REQUESTED);
+		return 1;
+	}
+	return 0;
 }
 
 void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
@@ -309,35 +361,9 @@ void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
 		stop(s, uc, STOP_BROKEN);
 		return;
 	}
-	if (__builtin_expect(s->generated, 0))
-		watch_code(s, b);
-	if (__builtin_expect(!--s->sweep_in, 0))
-		sweep(s);
-	/*
-	 * A deadline that is due goes first: were the machine given back here, its owner could not tell
-	 * a deadline that waits for a canonical boundary from one that was taken.
-	 */
-	if (__builtin_expect(s->ticks >= s->deadline, 0)) {
-		if (pc != s->previous_end || pc >> 12 != s->previous_page) {
-			stop(s, uc, STOP_DEADLINE);
-			return;
-		}
-	} else if (__builtin_expect(s->ticks >= s->slice_end ||
-				    __atomic_load_n(&s->stop, __ATOMIC_RELAXED), 0) &&
-		   !s->first) {
-		stop(s, uc, STOP_REQUESTED);
+	if (__builtin_expect(s->ticks >= s->next_check, 0) && check(s, uc, b))
 		return;
-	}
-	/* Fetches are private accesses, and a page that is not assigned has no private content. */
-	if (__builtin_expect(!s->assigned[b->page[0] >> 12], 0)) {
-		s->trap = TRAP_SHARED_FETCH;
-		s->block = NULL;
-		s->raise(s->env, VECTOR_DB, 0, 0);
-	}
-	s->first = 0;
 	s->ticks += b->icount;
-	s->previous_end = pc + b->size;
-	s->previous_page = pc >> 12;
 	s->block = b;
 }
 
@@ -393,17 +419,16 @@ static unsigned index_in_block(const struct block *b, uint64_t rip, uint32_t *le
 void svsmd_settle(struct shared *s, int completed)
 {
 	struct block *b = s->block;
-	uint64_t rip = get64(s, s->eip) + get64(s, s->cs_base);
+	uint64_t rip;
 
-	s->block = NULL;
 	s->insn_length = 0;
-	if (!b)
+	remember_end(s);
+	if (!b || completed)
 		return;
-	if (!completed) {
-		s->ticks -= b->icount - index_in_block(b, rip, &s->insn_length);
-		s->previous_end = rip;
-		s->previous_page = rip >> 12;
-	}
+	rip = get64(s, s->eip) + get64(s, s->cs_base);
+	s->ticks -= b->icount - index_in_block(b, rip, &s->insn_length);
+	s->previous_end = rip;
+	s->previous_page = rip >> 12;
 }
 
 static uint64_t read_rflags(const struct shared *s)
