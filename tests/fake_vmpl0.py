@@ -27,7 +27,7 @@ from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
 from svsmd.snp.faults import GuestFault, NestedFault, NpfError, Vector
 from svsmd.snp.ghcb import Ghcb
 from svsmd.snp.ghcb_msr import HvFeature, MsrPscOperation
-from svsmd.snp.rmp import GUEST_ASID, Rmp, RmpUpdate
+from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
 from svsmd.snp.types import (
     C_BIT,
@@ -337,13 +337,17 @@ class FakeVmpl0:
         self.put(gpa, state.tobytes())
 
     def check_security(self) -> None:
-        """No page is open to the guest unless it is validated, the guest's own, and no VMSA."""
+        """No page is open to the guest unless it is validated and its own; a VMSA is read-only."""
         gpa = 0
         while gpa < RAM_SIZE:
             entry = self.rmp.lookup(gpa)
             assert entry is not None
             if any(entry.permissions[1:]):
                 assert entry.validated, f"{gpa:#x} is open to the guest but not validated"
-                assert not entry.vmsa, f"{gpa:#x} is open to the guest and a VMSA"
+                # A guest may look at a VMSA (Linux does), and nothing else.
+                guest = set(entry.permissions[1:])
+                assert not entry.vmsa or guest <= {Perm.NONE, Perm.READ}, (
+                    f"{gpa:#x} is a VMSA and more than readable to the guest"
+                )
                 assert gpa < SVSM_BASE or gpa == GUEST_CAA, f"{gpa:#x} is the SVSM's"
             gpa += entry.page_size.nbytes if entry.assigned else PAGE_SIZE

@@ -285,15 +285,15 @@ class TestPvalidate:
 
 
 class TestCreateVcpu:
-    def test_makes_a_vmsa_that_no_vmpl_of_the_guest_can_reach(self, machine: FakeVmpl0) -> None:
+    def test_makes_a_vmsa_that_the_guest_can_only_read(self, machine: FakeVmpl0) -> None:
         machine.write_vmsa(VMSA)
         assert machine.call(CREATE_VCPU, VMSA, AP_CAA, 1).rax == OK
         page = entry(machine, VMSA)
         assert page.vmsa
-        assert page.permissions[1:] == (Perm.NONE,) * 3
+        assert page.permissions[1:] == (Perm.NONE, Perm.READ, Perm.NONE)
         log = [what for what, gpa in machine.ports[0].log if gpa in (VMSA, 0)]
         # A large entry is split on the way: the first RMPADJUST is tried again.
-        assert log[: log.index("flush") + 2] == ["revoke"] * 3 + ["flush", "revoke"]
+        assert log[: log.index("flush") + 2] == ["revoke"] * 3 + ["flush", "grant"]
 
     def test_new_vcpu_makes_calls(self, machine: FakeVmpl0) -> None:
         machine.write_vmsa(VMSA)

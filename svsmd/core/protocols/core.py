@@ -27,7 +27,7 @@ from svsmd.core.result_codes import (
 )
 from svsmd.snp.bits import AddressBits, Bit, Bits, Register64
 from svsmd.snp.faults import GuestFault
-from svsmd.snp.rmp import RmpAttributes, RmpReturn
+from svsmd.snp.rmp import Perm, RmpAttributes, RmpReturn
 from svsmd.snp.types import PAGE_MASK, PAGE_SIZE, Gpa, PageSize, Vmpl
 from svsmd.snp.vmsa import Efer, Vmsa
 
@@ -277,7 +277,9 @@ class CoreProtocol:
             or state.sev_features != (yield from self._sev_features(cpu))
         ):
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
-        attributes = RmpAttributes.VMSA | self._guest_vmpl
+        # Readable: Linux looks up SEV_FEATURES there when it asks the host to start the vCPU.
+        readable = Perm.READ << RmpAttributes.PERM_SHIFT
+        attributes = RmpAttributes.VMSA | readable | self._guest_vmpl
         code = yield from rmpadjust(cpu, vmsa, PageSize.SIZE_4K, attributes)
         if code != RmpReturn.SUCCESS:
             raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
