@@ -13,7 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -55,6 +55,9 @@ class Machine(RunnableMachine, Protocol):
     """Called with what the guest prints, in the thread that runs the slice."""
     on_svsm_console: Callable[[bytes], None]
     """The same for the SVSM's own messages."""
+
+
+AnyMachine = TypeVar("AnyMachine", bound=Machine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +113,8 @@ class RunConfig:
 async def run(
     config: RunConfig,
     *,
-    build_machine: Callable[[MachineConfig], Machine],
-    build_target: Callable[[Machine], Target],
+    build_machine: Callable[[MachineConfig], AnyMachine],
+    build_target: Callable[[AnyMachine], Target],
     say: Callable[[str], None],
 ) -> int:
     """Build a machine, run it with its services until it ends, and return the exit code.

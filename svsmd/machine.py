@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 SLICE_TICKS: Final = 20_000_000
 """Instructions after which run_slice() gives the machine back at the latest."""
+_STEP_TRIES: Final = 64
+"""Scheduling decisions that one instruction may take, exits to the host and back included."""
 BARE_VMSA: Final = Gpa(0xF000)
 """VMSA of a guest without an SVSM: below 64 KiB nothing is the guest's RAM."""
 _NEVER: Final = (1 << 64) - 1
@@ -99,7 +101,6 @@ class Machine:
         self.on_svsm_console: Callable[[bytes], None] = lambda data: None
         self._payload = read_payload(config)
         self._entropy = EntropySource(config.seed)
-        self.stepping_vcpu: int | None = None
         self._power_on()
 
     # -- power ------------------------------------------------------------------------------
@@ -291,6 +292,34 @@ class Machine:
         self._power_on()
         self.silicon.clock.advance(ticks)
         return None
+
+    # -- debugging --------------------------------------------------------------------------
+
+    @property
+    def current_vcpu(self) -> int:
+        """The vCPU that ran last, or runs next."""
+        return self.hypervisor.current_vcpu
+
+    def step_vcpu(self, index: int) -> SliceEnd:
+        """Executes one instruction of a vCPU while the others stand still.
+
+        Interrupts and timers that are due come as in a free run. A vCPU that has nothing to run
+        comes back at once, as Idle.
+        """
+        debug = self.silicon.debug
+        self.silicon.cpu.clear_stop()
+        debug.set_stepping(True)
+        try:
+            for _ in range(_STEP_TRIES):
+                outcome = self.hypervisor.step_vcpu(index)
+                if outcome is None:
+                    return Idle(None)
+                end = self._slice_end(outcome)
+                if end is not None:
+                    return end
+        finally:
+            debug.set_stepping(False)
+        return Idle(None)
 
     # -- console ----------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from svsmd.snp.types import PAGE_MASK, Vmpl
 log = logging.getLogger(__name__)
 
 _CONTINUE: Final = Continue()
+_NEVER: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,29 @@ class Hypervisor:
             return AllHalted(self._timers.next_deadline)
         vcpu, slice_end = chosen
         return self._run(vcpu, min(until, slice_end))
+
+    @property
+    def current_vcpu(self) -> int:
+        """Index of the vCPU whose turn it is."""
+        return self._scheduler.turn
+
+    def step_vcpu(self, index: int) -> HostOutcome | None:
+        """One scheduling decision, made in favour of a vCPU; None if it has nothing to run.
+
+        The vCPU whose turn it is steps as it would run. Another one steps out of turn, without a
+        deadline of its own: whose turn it is does not change.
+        """
+        vcpu = self.vcpus[index]
+        if self._end is not None or index == self._scheduler.turn:
+            outcome = self.step(_NEVER)
+            return None if isinstance(outcome, AllHalted) else outcome
+        if not vcpu.can_run():
+            return None
+        interrupted, self._interrupted = self._interrupted, None
+        try:
+            return self._run(vcpu, _NEVER, resumed=True)
+        finally:
+            self._interrupted = interrupted
 
     def _run(self, vcpu: Vcpu, until: int, *, resumed: bool = False) -> HostOutcome:
         clock = self._silicon.clock

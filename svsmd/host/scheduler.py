@@ -35,6 +35,11 @@ class Scheduler:
         self._turn = 0
         self._slice_end = 0
 
+    @property
+    def turn(self) -> int:
+        """Index of the vCPU whose turn it is."""
+        return self._turn
+
     def pick(self, now: int) -> tuple[Vcpu, int] | None:
         """Return the vCPU that runs at `now` and when its slice ends; None if all are halted."""
         vcpu = self._vcpus[self._turn]

@@ -64,7 +64,7 @@ class DebugSupport:
         self._p = processor
         self._cpu = processor.cpu
         self.stepping = False
-        self.hidden = False
+        self._transient = False
         self.breakpoints: set[int] = set()
         self._watches: list[Watch] = []
         self._disassemblers: dict[int, Any] = {}
@@ -78,16 +78,17 @@ class DebugSupport:
 
     def hidden_step(self, on: bool) -> None:
         """One instruction on leaves of its own."""
-        self.hidden = on
+        self._transient = on
         self._apply()
 
+    @property
+    def hidden(self) -> bool:
+        """Whether single-step traps are ours, unless the guest set its own TF."""
+        return self.stepping or self._transient
+
     def _apply(self) -> None:
-        wanted = self.stepping or self.hidden
-        self.hidden = self.hidden or self.stepping
-        if wanted != bool(self._cpu.shared.stepping):
-            self._cpu.set_stepping(wanted)
-        if not wanted:
-            self.hidden = False
+        if self.hidden != bool(self._cpu.shared.stepping):
+            self._cpu.set_stepping(self.hidden)
 
     # -- breakpoints ------------------------------------------------------------------------
 

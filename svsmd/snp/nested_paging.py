@@ -3,9 +3,10 @@
 
 Each VMPL has its own root. Root entry 1 is the private alias of guest-physical memory (C=1), entry
 0 the shared one (C=0). While the guest's paging is off all its accesses are private (24593,
-15.34.10), so for that there is a second root whose entry 0 is the private alias. A leaf is there only if silicon has checked the access against the RMP
-(docs/access-checks.md); everything else is absent, faults, and is decided again. So dropping a leaf
-is always right, and a change of an RMP entry drops the leaves of its page.
+15.34.10), so for that there is a second root whose entry 0 is the private alias. A leaf is there
+only if silicon has checked the access against the RMP (docs/access-checks.md); everything else is
+absent, faults, and is decided again. So dropping a leaf is always right, and a change of an RMP
+entry drops the leaves of its page.
 
 No leaf carries NX: the engine reads guest page tables through these leaves, and dies on NX there.
 

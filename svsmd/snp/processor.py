@@ -425,7 +425,7 @@ class Processor:
         trap = cpu.shared.trap
         cpu.shared.trap = Trap.NONE
         if trap == Trap.BREAKPOINT:
-            if self.debug.wants_breakpoint(cpu.linear_rip):
+            if self.debug.wants_breakpoint(cpu.linear_rip) and not self.debug.stepping:
                 self.leave(DebugStop(DebugReason.BREAKPOINT, cpu.linear_rip))
             else:
                 cpu.shared.skip_breakpoint = cpu.linear_rip
@@ -435,8 +435,8 @@ class Processor:
             cpu.forget_code(self.memory.offset_of(gpa & ~C_BIT & ~PAGE_MASK), PAGE_SIZE)
             self.physical.resolve(self.vmpl, gpa, AccessKind.FETCH, cpu.cpl)
             raise AssertionError("the engine refused a fetch that the RMP allows")
-        hit = self._end_transient() if self._transient else None
         guests_own = bool(cpu.eflags_system & _TF) or not self.debug.hidden
+        hit = self._end_transient() if self._transient else None
         if guests_own:
             self.delivery.raise_exception(_DB, None)
         else:

@@ -32,6 +32,7 @@ from svsmd.snp.memory_encryption import MemoryEncryption
 from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.processor import Processor
 from svsmd.snp.psp import SecurityProcessor
+from svsmd.snp.register_file import RegisterFile
 from svsmd.snp.rmp import Rmp
 from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
@@ -86,6 +87,8 @@ class _Context:
     previous_end: int = 0
     previous_page: int = 0
     stepped: bool = False
+    reported: int = _NEVER
+    """Linear address of the breakpoint that was reported last; it is passed once."""
 
 
 class Silicon:
@@ -107,6 +110,7 @@ class Silicon:
         self.processor.write_memory_hook = self._memory_written
         self.psp = SecurityProcessor(self.memory, self.rmp, entropy.stream("security processor"))
         self.debug = self.processor.debug
+        self.registers = RegisterFile(self.cpu)
         self._contexts: dict[int, _Context] = {}
         self._loaded: _Context | None = None
         self._vmsa_checked = False  # since the RMP last changed, for the loaded context
@@ -189,9 +193,11 @@ class Silicon:
             context = self._load(vmcb)
             self._vmsa_checked = True
         processor, cpu = self.processor, self.cpu
-        if processor.debug.stepping and context.stepped:
+        if context.stepped:
             context.stepped = False
-            return DebugStop(DebugReason.STEP, cpu.linear_rip)
+            if processor.debug.stepping:
+                # The step's instruction exited to the host, and is complete now.
+                return DebugStop(DebugReason.STEP, cpu.linear_rip)
         self.rmp.set_in_use(Spa(vmcb.vmsa_spa), True)
         try:
             exit_ = self._run(context, until)
@@ -212,6 +218,8 @@ class Silicon:
         if refused is not None:
             return refused
         shared, vmcb = cpu.shared, context.vmcb
+        shared.skip_breakpoint = context.reported
+        context.reported = _NEVER
         shared.ghcb_msr = vmcb.ghcb_msr
         shared.rdtsc_exits = vmcb.intercept_rdtsc
         stop = cpu.run()
@@ -224,7 +232,11 @@ class Silicon:
             return Intr()
         if stop is Stop.REQUESTED:
             return Paused()
-        return processor.take_exit()
+        exit_ = processor.take_exit()
+        if isinstance(exit_, DebugStop):
+            # What stands here was reported, or steps reported it: resuming goes past it.
+            context.reported = cpu.linear_rip
+        return exit_
 
     def _check_vmsa(self, vmcb: Vmcb) -> InvalidVmsa | None:
         """Whether VMRUN may load the page (24593, 15.36.12), and whether its state is legal."""
@@ -301,6 +313,23 @@ class Silicon:
             return False
         self._load(vmcb)
         return True
+
+    def make_readable(self, spa: int) -> None:
+        """Before a debugger looks at a page: registers that belong there are put there.
+
+        They stay loaded: nothing changes for the guest.
+        """
+        loaded = self._loaded
+        if loaded is not None and loaded.vmcb.vmsa_spa == spa & ~PAGE_MASK:
+            save(self.cpu, Vmsa(self.memory.page(loaded.vmcb.vmsa_spa)))
+
+    def debug_write(self, spa: int, data: bytes) -> None:
+        """A debugger's write to RAM, within a page, whoever it belongs to."""
+        loaded = self._loaded
+        if loaded is not None and loaded.vmcb.vmsa_spa == spa & ~PAGE_MASK:
+            self.save_loaded()
+        self.memory.write(spa, data)
+        self._memory_written(spa, len(data))
 
     # -- VMPL0's gates ----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, NestedFault, Vector
 from svsmd.snp.rmp import RmpQueryResult
-from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
+from svsmd.snp.types import C_BIT, Gpa, PageSize, Spa, Vmpl
 
 if TYPE_CHECKING:
     from svsmd.snp.processor import Processor

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""The registers of the loaded context by their names, for a debugger.
+
+Spec: names as in 24593; widths in svsmd/gdbstub/target_xml.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from unicorn import x86_const as x86
+
+from svsmd.snp.cpu_unicorn import UnicornCpu
+from svsmd.snp.vmsa_state import FPU_REGISTERS, mode_flags
+
+GENERAL: Final = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
+"""In the engine's order."""
+_SEGMENT_STRIDE: Final = 24
+_MSRS: Final = {
+    "k_gs_base": "kernel_gs_base", "star": "star", "lstar": "lstar", "cstar": "cstar",
+    "fmask": "fmask",
+}  # fmt: skip
+_VECTOR_STRIDE: Final = 64
+_VECTORS: Final = 16
+
+
+class UnknownRegister(LookupError):
+    """There is no such register, or it cannot be written."""
+
+
+class X87(NamedTuple):
+    """x87 state as FXSAVE has it; `stack` is ST0 to ST7, 10 bytes each."""
+
+    stack: bytes
+    fcw: int
+    fsw: int
+    ftw: int
+
+
+class RegisterFile:
+    """Reads and writes the registers that are in the CPU now."""
+
+    def __init__(self, cpu: UnicornCpu) -> None:
+        self._cpu = cpu
+        self._selector_offsets = [
+            (cpu.layout.segs + _SEGMENT_STRIDE * index) for index in range(len(SEGMENTS))
+        ]
+
+    # -- in bulk ----------------------------------------------------------------------------
+
+    def general(self) -> list[int]:
+        """RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15."""
+        return self._cpu.regs[:]
+
+    def selectors(self) -> list[int]:
+        """Of ES, CS, SS, DS, FS, GS, LDTR, TR."""
+        cpu = self._cpu
+        return [cpu.half(offset) & 0xFFFF for offset in self._selector_offsets[:8]]
+
+    @property
+    def linear_rip(self) -> int:
+        """RIP plus the base of CS."""
+        return self._cpu.linear_rip
+
+    @property
+    def rflags(self) -> int:
+        """RFLAGS."""
+        return self._cpu.rflags
+
+    @property
+    def mxcsr(self) -> int:
+        """MXCSR."""
+        return self._cpu.half(self._cpu.layout.mxcsr)
+
+    def vectors(self) -> bytes:
+        """XMM0 to XMM15, 16 bytes each."""
+        raw = bytes(self._cpu.bytes_at(self._cpu.layout.xmm, _VECTORS * _VECTOR_STRIDE))
+        return b"".join(raw[at : at + 16] for at in range(0, len(raw), _VECTOR_STRIDE))
+
+    def x87(self) -> X87:
+        """The x87 registers."""
+        cpu = self._cpu
+        state = bytes(cpu.bytes_at(cpu.layout.efer, FPU_REGISTERS + 8 * 16))
+        top, status, control = struct.unpack_from("<IHH", state, 12)
+        top &= 7
+        stack = b"".join(state[FPU_REGISTERS + 16 * ((top + i) & 7) :][:10] for i in range(8))
+        tags = sum(3 << (2 * i) for i in range(8) if state[20 + i])
+        return X87(stack, control, status & ~0x3800 | top << 11, tags)
+
+    # -- by name ----------------------------------------------------------------------------
+
+    def read(self, name: str) -> int:
+        """Value of a register.
+
+        Raises:
+            UnknownRegister: there is none of that name.
+        """
+        cpu, lay = self._cpu, self._cpu.layout
+        if name in _MSRS:
+            return cpu.word(getattr(lay, _MSRS[name]))
+        if name.startswith("cr") and name[2:] in ("0", "2", "3", "4", "8"):
+            return cpu.cr[int(name[2:])]
+        if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6", "7"):
+            return cpu.dr[int(name[2:])]
+        if name == "efer":
+            return cpu.word(lay.efer)
+        if name == "vmpl":
+            return cpu.vmpl
+        segment, _, part = name.partition("_")
+        if segment in SEGMENTS:
+            offset = self._selector_offsets[SEGMENTS.index(segment)]
+            if part == "base":
+                return cpu.word(offset + 8)
+            if part == "limit":
+                return cpu.half(offset + 16)
+            if not part:
+                return cpu.half(offset) & 0xFFFF
+        raise UnknownRegister(f"there is no register {name}")
+
+    def write(self, name: str, value: int) -> None:
+        """Sets a register.
+
+        Raises:
+            UnknownRegister: there is none of that name, or it is read-only.
+            ValueError: the processor would not take the value.
+        """
+        cpu, lay = self._cpu, self._cpu.layout
+        if name in GENERAL:
+            cpu.regs[GENERAL.index(name)] = value
+        elif name == "rip":
+            cpu.rip = (value - cpu.word(lay.segs + _SEGMENT_STRIDE + 8)) & (1 << 64) - 1
+        elif name == "eflags":
+            cpu.rflags = value & 0x3F_7FD7 | 2
+            self._recompute()
+        elif name.startswith("xmm"):
+            at = lay.xmm + int(name[3:]) * _VECTOR_STRIDE
+            cpu.bytes_at(at, 16)[:] = list(value.to_bytes(16, "little"))
+        elif name == "mxcsr":
+            if value & ~0xFFFF:
+                raise ValueError("MXCSR has 16 bits")
+            cpu.reg_write(x86.UC_X86_REG_MXCSR, value)
+        elif name in _MSRS:
+            if name in ("lstar", "cstar", "k_gs_base"):
+                _check_canonical(name, value)
+            cpu.set_word(getattr(lay, _MSRS[name]), value)
+        elif name in ("cr2", "dr0", "dr1", "dr2", "dr3"):
+            (cpu.cr if name[0] == "c" else cpu.dr)[int(name[2:])] = value
+        elif name == "cr3":
+            cpu.cr[3] = value
+            cpu.flush_tlb()
+        elif name.endswith("_base") and name[:-5] in SEGMENTS:
+            _check_canonical(name, value)
+            cpu.set_word(self._selector_offsets[SEGMENTS.index(name[:-5])] + 8, value)
+            self._recompute()
+        else:
+            raise UnknownRegister(f"{name} cannot be written")
+
+    def _recompute(self) -> None:
+        cpu = self._cpu
+        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=cpu.interrupt_shadow)
+
+
+def _check_canonical(name: str, value: int) -> None:
+    if value >> 47 not in (0, 0x1FFFF):
+        raise ValueError(f"{value:#x} is not a canonical address, as {name} has to be")
