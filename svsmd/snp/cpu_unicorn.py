@@ -142,6 +142,8 @@ class _Shared(ctypes.Structure):
         ("event_error", ctypes.c_uint32), ("tsc_aux", ctypes.c_uint32),
         ("event_address", ctypes.c_uint64), ("generated", ctypes.c_uint32),
         ("padding_2", ctypes.c_uint32),
+        ("first_pc", ctypes.c_uint64), ("first_rcx", ctypes.c_uint64),
+        ("first_shadow", ctypes.c_uint32), ("padding_3", ctypes.c_uint32),
         ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64), ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p), ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
         ("reset_dirty", ctypes.c_void_p), ("exit_info_2", ctypes.c_void_p),
         ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),

@@ -60,6 +60,9 @@ _IF: Final = 1 << 9
 _TF: Final = 1 << 8
 _DR6_BS: Final = 1 << 14
 _CF: Final = 1 << 0
+_ZF: Final = 1 << 6
+_STRING_OPCODES: Final = frozenset((*range(0xA4, 0xA8), *range(0xAA, 0xB0)))
+_STRING_COMPARES: Final = frozenset((0xA6, 0xA7, 0xAE, 0xAF))
 _ARITHMETIC: Final = 0x8D5
 _DB: Final = 1
 
@@ -436,6 +439,8 @@ class Processor:
             self.physical.resolve(self.vmpl, gpa, AccessKind.FETCH, cpu.cpl)
             raise AssertionError("the engine refused a fetch that the RMP allows")
         guests_own = bool(cpu.eflags_system & _TF) or not self.debug.hidden
+        if self.debug.hidden:
+            self._repeat_last_pass()
         hit = self._end_transient() if self._transient else None
         if guests_own:
             self.delivery.raise_exception(_DB, None)
@@ -444,6 +449,31 @@ class Processor:
         if hit is not None:
             self.leave(DebugStop(hit.reason, hit.address))
         return True
+
+    def _repeat_last_pass(self) -> None:
+        """Makes a stepped REP take the pass in which it finds RCX to be 0, as a free run does.
+
+        With the single-step flag the translator tests RCX after an iteration too, and so saves
+        that pass, which counts as an instruction.
+        """
+        cpu, shared = self.cpu, self.cpu.shared
+        behind = cpu.linear_rip
+        length = behind - shared.first_pc
+        if not 2 <= length <= _MAX_INSTRUCTION or shared.first_shadow:
+            return
+        code = self.read(shared.first_pc, length, 0)
+        opcode = code[-1]
+        repeated = 0xF3 in code[:-1] or 0xF2 in code[:-1]
+        if opcode not in _STRING_OPCODES or not repeated:
+            return
+        mask = (1 << 64) - 1
+        if not self.paging_is_long() or 0x67 in code[:-1]:
+            mask = 0xFFFF_FFFF
+        if not shared.first_rcx & mask or cpu.regs[1] & mask:
+            return
+        if opcode in _STRING_COMPARES and bool(cpu.rflags & _ZF) != (0xF3 in code[:-1]):
+            return
+        cpu.rip -= length
 
     def _undefined(self) -> bool:
         self.delivery.raise_exception(Vector.UD, None)

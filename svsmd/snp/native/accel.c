@@ -162,6 +162,9 @@ struct shared {
 	uint64_t event_address;
 	uint32_t generated;     /* the next block was translated just now */
 	uint32_t padding_2;
+	uint64_t first_pc;      /* of the first block since the start: linear address, RCX */
+	uint64_t first_rcx;     /* before it, and whether it lay in an interrupt shadow */
+	uint32_t first_shadow, padding_3;
 	uint64_t next_check;    /* tick of the next check(); 0 at the next block */
 	uint64_t next_sweep;
 	struct tlb *tlb;
@@ -314,7 +317,12 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b)
 {
 	int first = s->first;
 
-	s->first = 0;
+	if (first) {
+		s->first = 0;
+		s->first_pc = b->pc;
+		s->first_rcx = get64(s, s->regs + 8 * RCX);
+		s->first_shadow = get32(s, s->hflags) & HF_INHIBIT_IRQ;
+	}
 	remember_end(s);
 	if (s->generated) {
 		s->generated = 0;
