@@ -140,14 +140,14 @@ class MachineTarget:
 
     # -- memory -----------------------------------------------------------------------------
 
-    def _page(self, tid: int, gva: int) -> int:
-        """Physical address of a linear one, with no effect on the guest."""
+    def _span(self, tid: int, gva: int) -> tuple[int, int]:
+        """Physical address of a linear one and how far it goes on, with no effect on the guest."""
         registers = self._load(tid)
         if registers is None:
             raise TargetError("this vCPU has not started, it maps no memory")
         silicon = self._machine.silicon
         try:
-            gpa = silicon.processor.translate_for_debugger(gva) & ~C_BIT
+            leaf = silicon.processor.translate_leaf_for_debugger(gva)
         except GuestFault as fault:
             if fault.vector == Vector.GP:
                 raise TargetError(f"{gva:#x} is not a canonical address") from None
@@ -156,26 +156,32 @@ class MachineTarget:
             raise TargetError(
                 f"the page tables that map {gva:#x} cannot be read ({fault.row})"
             ) from None
-        if not silicon.memory.contains(gpa):
-            raise TargetError(f"{gva:#x} is at {gpa:#x}, which is no RAM")
-        silicon.make_readable(gpa)
-        return gpa
+        spa = leaf.gpa & ~C_BIT
+        left = leaf.page_size - (gva & (leaf.page_size - 1))
+        if not silicon.memory.contains(spa, left):
+            left = PAGE_SIZE - (gva & PAGE_MASK)
+        if not silicon.memory.contains(spa, left):
+            raise TargetError(f"{gva:#x} is at {spa:#x}, which is no RAM")
+        return spa, left
+
+    def _page(self, tid: int, gva: int) -> int:
+        return self._span(tid, gva)[0]
 
     def read_memory(self, tid: int, gva: int, length: int) -> bytes:
         """See Target."""
-        memory = self._machine.silicon.memory
+        silicon = self._machine.silicon
         parts = []
         done = 0
         while done < length:
-            at = (gva + done) & (1 << 64) - 1
-            chunk = min(length - done, PAGE_SIZE - (at & PAGE_MASK))
             try:
-                spa = self._page(tid, at)
+                spa, left = self._span(tid, (gva + done) & (1 << 64) - 1)
             except TargetError:
                 if not done:
                     raise
                 break
-            parts.append(memory.read(spa, chunk))
+            chunk = min(length - done, left)
+            silicon.make_readable(spa, chunk)
+            parts.append(silicon.memory.read(spa, chunk))
             done += chunk
         return b"".join(parts)
 
@@ -184,9 +190,9 @@ class MachineTarget:
         spans = []
         done = 0
         while done < len(data):
-            at = (gva + done) & (1 << 64) - 1
-            chunk = min(len(data) - done, PAGE_SIZE - (at & PAGE_MASK))
-            spans.append((self._page(tid, at), data[done : done + chunk]))
+            spa, left = self._span(tid, (gva + done) & (1 << 64) - 1)
+            chunk = min(len(data) - done, left)
+            spans.append((spa, data[done : done + chunk]))
             done += chunk
         for spa, part in spans:
             self._machine.silicon.debug_write(spa, part)

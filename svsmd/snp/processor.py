@@ -237,8 +237,12 @@ class Processor:
 
     def translate_for_debugger(self, address: int) -> int:
         """Linear to guest-physical (with C-bit) without effects; GuestFault if not mapped."""
+        return self.translate_leaf_for_debugger(address).gpa
+
+    def translate_leaf_for_debugger(self, address: int) -> Translation:
+        """translate_for_debugger(), with the size of the page that the address is in."""
         state = self.paging_state()
-        return self._debug_walkers[self.vmpl].translate(state, address, AccessKind.READ, 0).gpa
+        return self._debug_walkers[self.vmpl].translate(state, address, AccessKind.READ, 0)
 
     def read(self, address: int, n: int, cpl: int, kind: AccessKind = AccessKind.READ) -> bytes:
         """Reads linear memory, page by page."""

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from unicorn import x86_const as x86
 
 from svsmd.snp.cpu_unicorn import UnicornCpu
-from svsmd.snp.vmsa_state import FPU_REGISTERS, mode_flags
+from svsmd.snp.vmsa_state import mode_flags
 
 GENERAL: Final = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -26,7 +26,9 @@ _MSRS: Final = {
     "fmask": "fmask",
 }  # fmt: skip
 _VECTOR_STRIDE: Final = 64
-_VECTORS: Final = 16
+_XMM: Final = struct.Struct("16s48x" * 16)
+_FPU: Final = struct.Struct("<12xIHH8s4x" + "10s6x" * 8)
+"""From EFER on: top of stack, status and control word, empty tags, eight registers."""
 
 
 class UnknownRegister(LookupError):
@@ -47,6 +49,8 @@ class RegisterFile:
 
     def __init__(self, cpu: UnicornCpu) -> None:
         self._cpu = cpu
+        self._xmm = cpu.bytes_at(cpu.layout.xmm, _XMM.size)
+        self._fpu = cpu.bytes_at(cpu.layout.efer, _FPU.size)
         self._selector_offsets = [
             (cpu.layout.segs + _SEGMENT_STRIDE * index) for index in range(len(SEGMENTS))
         ]
@@ -79,17 +83,16 @@ class RegisterFile:
 
     def vectors(self) -> bytes:
         """XMM0 to XMM15, 16 bytes each."""
-        raw = bytes(self._cpu.bytes_at(self._cpu.layout.xmm, _VECTORS * _VECTOR_STRIDE))
-        return b"".join(raw[at : at + 16] for at in range(0, len(raw), _VECTOR_STRIDE))
+        return b"".join(_XMM.unpack_from(self._xmm))
 
     def x87(self) -> X87:
         """The x87 registers."""
-        cpu = self._cpu
-        state = bytes(cpu.bytes_at(cpu.layout.efer, FPU_REGISTERS + 8 * 16))
-        top, status, control = struct.unpack_from("<IHH", state, 12)
+        top, status, control, empty, *registers = _FPU.unpack_from(self._fpu)
         top &= 7
-        stack = b"".join(state[FPU_REGISTERS + 16 * ((top + i) & 7) :][:10] for i in range(8))
-        tags = sum(3 << (2 * i) for i in range(8) if state[20 + i])
+        stack = b"".join(registers[top:] + registers[:top])
+        tags = 0
+        if any(empty):
+            tags = sum(3 << (2 * i) for i in range(8) if empty[i])
         return X87(stack, control, status & ~0x3800 | top << 11, tags)
 
     # -- by name ----------------------------------------------------------------------------

@@ -314,19 +314,19 @@ class Silicon:
         self._load(vmcb)
         return True
 
-    def make_readable(self, spa: int) -> None:
-        """Before a debugger looks at a page: registers that belong there are put there.
+    def make_readable(self, spa: int, nbytes: int) -> None:
+        """Before a debugger looks at memory: registers that belong there are put there.
 
         They stay loaded: nothing changes for the guest.
         """
         loaded = self._loaded
-        if loaded is not None and loaded.vmcb.vmsa_spa == spa & ~PAGE_MASK:
+        if loaded is not None and spa & ~PAGE_MASK <= loaded.vmcb.vmsa_spa < spa + nbytes:
             save(self.cpu, Vmsa(self.memory.page(loaded.vmcb.vmsa_spa)))
 
     def debug_write(self, spa: int, data: bytes) -> None:
-        """A debugger's write to RAM, within a page, whoever it belongs to."""
+        """A debugger's write to RAM, whoever it belongs to."""
         loaded = self._loaded
-        if loaded is not None and loaded.vmcb.vmsa_spa == spa & ~PAGE_MASK:
+        if loaded is not None and spa & ~PAGE_MASK <= loaded.vmcb.vmsa_spa < spa + len(data):
             self.save_loaded()
         self.memory.write(spa, data)
         self._memory_written(spa, len(data))

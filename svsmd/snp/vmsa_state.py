@@ -38,8 +38,7 @@ _EFLAGS_VM: Final = 1 << 17
 
 # The FPU lies between EFER and MXCSR: control and status words, tags, eight 16-byte registers.
 _FPSTT, _FPTAGS = 12, 20
-FPU_REGISTERS: Final = 32
-"""Bytes from EFER to the x87 registers in the engine's state."""
+_FPREGS: Final = 32
 _FSW_TOP_SHIFT: Final = 11
 _FSW_TOP: Final = 7 << _FSW_TOP_SHIFT
 
@@ -167,7 +166,7 @@ def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     stack = vmsa.fpreg_x87
     for register in range(8):
         state[_FPTAGS + register] = int((tags >> (2 * register)) & 3 == 3)
-        at = FPU_REGISTERS + 16 * ((top + register) & 7)
+        at = _FPREGS + 16 * ((top + register) & 7)
         state[at : at + 10] = list(stack[10 * register : 10 * register + 10])
     vectors = cpu.bytes_at(lay.xmm, XMM_COUNT * _XMM_STRIDE)
     values = vmsa.fpreg_xmm
@@ -190,7 +189,7 @@ def _save_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     for register in range(8):
         if state[_FPTAGS + register]:
             tags |= 3 << (2 * register)
-        at = FPU_REGISTERS + 16 * ((top + register) & 7)
+        at = _FPREGS + 16 * ((top + register) & 7)
         stack[10 * register : 10 * register + 10] = state[at : at + 10]
     vmsa.fpreg_x87 = bytes(stack)
     vmsa.x87_fsw = status & ~_FSW_TOP | top << _FSW_TOP_SHIFT
