@@ -53,7 +53,9 @@ class Source:
 
     def line(self) -> str:
         """The source in the one-line format, `main` only."""
-        options = f"arch={ARCHITECTURE}" + (f" signed-by={self.signed_by}" if self.signed_by else "")
+        options = f"arch={ARCHITECTURE}" + (
+            f" signed-by={self.signed_by}" if self.signed_by else ""
+        )
         return f"deb [{options}] {self.uri} {self.suite} {COMPONENT}\n"
 
 
@@ -200,7 +202,9 @@ class AptRoot:
             "Acquire::Retries": "3",
         }
         configuration = directory / "apt.conf"
-        configuration.write_text("".join(f'{name} "{value}";\n' for name, value in settings.items()))
+        configuration.write_text(
+            "".join(f'{name} "{value}";\n' for name, value in settings.items())
+        )
         self._environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C"}
         # Without this, apt-get update ends well although a source was refused.
         self._run("apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")

@@ -3,6 +3,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_two_vcpus_repeat_exactly() -> None:
     ends = []
     for size in (20_000_000, 7_919):
         driver = Driver(machine(append="selftest vcpu", cpus=2))
-        end = driver.run(max_ticks=lambda size=size: size)
+        end = driver.run(max_ticks=partial(int, size))
         assert end.exit_code == ExitCode.OK, bytes(driver.console[-500:])
         assert b"skipped" not in driver.console
         ends.append((driver.machine.clock_now, bytes(driver.console)))
