@@ -345,7 +345,7 @@ async def _bind_tcp(
 def _cannot_listen(endpoint: Endpoint, error: OSError) -> UserError:
     if error.errno == errno.EADDRINUSE:
         return UserError(
-            f"{endpoint}: somebody listens there already",
+            f"{endpoint}: the address is in use",
             hint="end it, or take another port; port 0 takes a free one"
             if not isinstance(endpoint, UnixEndpoint)
             else "end it, or take another path",

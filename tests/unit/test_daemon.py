@@ -193,7 +193,7 @@ class TestErrors:
     async def test_a_port_in_use(self, start):
         daemon = start(config(serial="tcp::0"))
         port = (await daemon.heard(r"console: nc 127\.0\.0\.1 (\d+)"))[1]
-        with pytest.raises(UserError, match="somebody listens there already"):
+        with pytest.raises(UserError, match="the address is in use"):
             await Daemon(FakeMachine()).run(config(gdb=f"tcp::{port}"))
         os.kill(os.getpid(), signal.SIGTERM)
         await daemon.wait()
