@@ -170,15 +170,12 @@ class Silicon:
         self.memory.write(spa, data)
         self._memory_written(spa, len(data))
 
-    def host_page(self, spa: int) -> memoryview:
-        """A live view of a shared page.
-
-        Raises:
-            RmpViolation: the page is private.
-            NotRam: there is no RAM.
-        """
+    def host_page(self, spa: int) -> memoryview | None:
+        """A live view of a shared page; None unless a page of RAM that is shared starts there."""
+        if spa & PAGE_MASK or not self.memory.contains(spa, PAGE_SIZE):
+            return None
         if self.rmp.assigned(spa >> PAGE_SHIFT):
-            raise RmpViolation(spa)
+            return None
         return self.memory.page(spa)
 
     # -- VMRUN ------------------------------------------------------------------------------
