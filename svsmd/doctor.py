@@ -73,7 +73,7 @@ def _program(commands: tuple[str, ...], name: str, purpose: str) -> Finding:
 
 
 def _accelerator() -> Finding:
-    from svsmd.snp.cpu_unicorn import native_library
+    from svsmd.snp.native_callbacks import native_library
 
     path = native_library()
     detail = str(path) if path.exists() else f"{path} is not built"

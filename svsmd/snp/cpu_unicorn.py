@@ -16,18 +16,35 @@ import ctypes
 import logging
 import mmap
 import struct
-from collections.abc import Callable
-from enum import IntEnum
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any, Final
 
 import unicorn
 from unicorn import unicorn_const as ucc
 from unicorn import x86_const as x86
 
-from svsmd.snp.engine_layout import EngineLayout, EngineMismatch, LayoutProbe, VmrunMarks
+from svsmd.snp.engine_callbacks import (
+    NEVER,
+    Engine,
+    EngineCallbacks,
+    EngineExit,
+    Stop,
+    address_of,
+)
+from svsmd.snp.engine_layout import (
+    NEXT_FLAGS,
+    NO_FLAGS,
+    EngineLayout,
+    EngineMismatch,
+    LayoutProbe,
+    VmrunMarks,
+)
 from svsmd.snp.memory import GuestMemory
+from svsmd.snp.native_callbacks import NativeCallbacks, native_library
 from svsmd.snp.nested_paging import NestedTables
+from svsmd.snp.python_callbacks import PythonCallbacks
 from svsmd.snp.types import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -41,44 +58,16 @@ _VMCB, _HSAVE, _MSRPM = HOST_BASE, HOST_BASE + 0x1000, HOST_BASE + 0x4000
 _HOST_TABLES, _HOST_CODE, _GUEST_PROBE = HOST_BASE + 0x8000, HOST_BASE + 0xA000, HOST_BASE + 0xB000
 _NESTED_POOL: Final = 0x10_0000
 
-_NEVER: Final = (1 << 64) - 1
-
 # Offsets in the VMCB (24593, appendix B).
 _VMCB_EXIT_INFO_2: Final = 0x80
 _VMCB_MSRPM: Final = 0x48
 
 
-class EngineExit(IntEnum):
-    """Exit codes that the interrupt hook sees: 0x100 + SVM exit code (24593, appendix C)."""
-
-    WRITE_CR0 = 0x110
-    READ_DR0 = 0x120
-    WRITE_DR0 = 0x130
-    EXCEPTION = 0x140
-    DB = 0x141
-    UD = 0x146
-    PF = 0x14E
-    VC = 0x15D
-    VINTR = 0x164
-    RDTSC = 0x16E
-    RDPMC = 0x16F
-    CPUID = 0x172
-    INVD = 0x176
-    HLT = 0x178
-    MSR = 0x17C
-    SHUTDOWN = 0x17F
-    VMRUN = 0x180
-    VMMCALL = 0x181
-    WBINVD = 0x189
-    MONITOR = 0x18A
-    MWAIT = 0x18B
-    NPF = 0x500
-
-
 _INTERCEPTS: Final = (
-    EngineExit.VINTR, EngineExit.RDTSC, EngineExit.RDPMC, EngineExit.CPUID, EngineExit.INVD,
-    EngineExit.HLT, EngineExit.MSR, EngineExit.SHUTDOWN, EngineExit.VMRUN, EngineExit.VMMCALL,
-    EngineExit.WBINVD, EngineExit.MONITOR, EngineExit.MWAIT,
+    EngineExit.VINTR, EngineExit.RDTSC, EngineExit.RDPMC, EngineExit.CPUID,
+    EngineExit.HLT, EngineExit.INVLPGA, EngineExit.MSR, EngineExit.SHUTDOWN, EngineExit.VMRUN,
+    EngineExit.VMMCALL, EngineExit.VMLOAD, EngineExit.VMSAVE, EngineExit.STGI, EngineExit.CLGI,
+    EngineExit.SKINIT, EngineExit.WBINVD, EngineExit.MONITOR, EngineExit.MWAIT,
 )  # fmt: skip
 _INTERCEPT_BASE: Final = 0x160
 _VMRUN_MARK: Final = sum(1 << (e - _INTERCEPT_BASE) for e in _INTERCEPTS)
@@ -91,78 +80,11 @@ _NATIVE_MSRS: Final = (
 )  # fmt: skip
 
 
-class Stop(IntEnum):
-    """Why run() came back; enum stop_reason of native/accel.c."""
-
-    NONE = 0
-    DEADLINE = 1
-    REQUESTED = 2
-    EXIT = 3
-    BROKEN = 4
-    VMGEXIT = 5
-
-
-class Trap(IntEnum):
-    """Why an exit DB is the engine's own; enum trap of native/accel.c."""
-
-    NONE = 0
-    BREAKPOINT = 1
-    SHARED_FETCH = 2
-
-
-_EXIT_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_uint32)
-
-
-_OFFSETS: Final = (
-    "regs", "eflags", "cc_src", "cc_op", "df", "hflags", "segs", "efer",
-    "star", "lstar", "cstar", "fmask", "cr", "gdt", "idt", "tr",
-)  # fmt: skip
-"""Fields of the layout that native code uses."""
-
-
-class _Shared(ctypes.Structure):
-    """struct shared of native/accel.c."""
-
-    _fields_ = (
-        ("ticks", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("slice_end", ctypes.c_uint64),
-        ("previous_end", ctypes.c_uint64), ("previous_page", ctypes.c_uint64),
-        ("block", ctypes.c_void_p), ("env", ctypes.c_void_p), ("header", ctypes.c_uint64),
-        ("stop", ctypes.c_uint32), ("stopped", ctypes.c_uint32), ("first", ctypes.c_uint32),
-        ("stepping", ctypes.c_uint32), ("eip", ctypes.c_uint32), ("cs_base", ctypes.c_uint32),
-        ("error_code", ctypes.c_uint32), ("exception_is_int", ctypes.c_uint32),
-        ("io_port", ctypes.c_uint32), ("io_size", ctypes.c_uint32), ("io_is_in", ctypes.c_uint32),
-        ("io_value", ctypes.c_uint32), ("trap", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32), ("skip_breakpoint", ctypes.c_uint64),
-        ("exits", ctypes.c_uint64),
-        ("assigned", ctypes.c_void_p),
-        *((name, ctypes.c_uint32) for name in _OFFSETS),
-        ("fast", ctypes.c_uint32), ("rdtsc_exits", ctypes.c_uint32), ("v_irq", ctypes.c_int32),
-        ("insn_length", ctypes.c_uint32), ("ghcb_msr", ctypes.c_uint64),
-        ("delivering", ctypes.c_uint32), ("event_code", ctypes.c_uint32),
-        ("event_error", ctypes.c_uint32), ("tsc_aux", ctypes.c_uint32),
-        ("event_address", ctypes.c_uint64), ("generated", ctypes.c_uint32),
-        ("padding_2", ctypes.c_uint32),
-        ("first_pc", ctypes.c_uint64), ("first_rcx", ctypes.c_uint64),
-        ("first_shadow", ctypes.c_uint32), ("padding_3", ctypes.c_uint32),
-        ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64),
-        ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p),
-        ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
-        ("reset_dirty", ctypes.c_void_p), ("exit_info_2", ctypes.c_void_p),
-        ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),
-        ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
-        ("emu_stop", ctypes.c_void_p), ("read_eflags", ctypes.c_void_p),
-        ("raise_", ctypes.c_void_p), ("exit_handler", ctypes.c_void_p),
-    )  # fmt: skip
-
-
-_BLOCK_HEADER: Final = 192
-"""Bytes of a block record, rounded up to the translator's 64-byte alignment."""
-
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 ES, CS, SS, DS, FS, GS = range(6)
 
-_TLB_BEFORE_STATE: Final = 64
 _CR0_PG: Final = 1 << 31
+_CR4_PAE: Final = 1 << 5
 _RDRAND: Final = 1 << 30
 _RDSEED: Final = 1 << 18
 _HF_INHIBIT_IRQ: Final = 1 << 3
@@ -172,12 +94,17 @@ _EFER_SVME: Final = 1 << 12
 _CC_OP_EFLAGS: Final = 1
 _ARITHMETIC: Final = 0x8D5
 _DF: Final = 1 << 10
+_RF: Final = 1 << 16
 _INTERRUPT_VIRQ: Final = 0x100
 
 
-def native_library() -> Path:
-    """Where the compiled callbacks are looked for."""
-    return Path(__file__).with_name("native") / "accel.so"
+class Callbacks(StrEnum):
+    """Which callbacks the engine gets."""
+
+    AUTO = "auto"
+    """The native ones, or those in Python with a warning where the native ones are not built."""
+    NATIVE = "native"
+    PYTHON = "python"
 
 
 class UnicornCpu:
@@ -185,12 +112,16 @@ class UnicornCpu:
 
     Args:
         memory: guest memory, mapped at its own physical addresses.
+        callbacks: one of Callbacks.
 
     Raises:
+        OSError: the native callbacks are asked for and cannot be loaded.
         EngineMismatch: the engine is not the one that svsmd was made for.
     """
 
-    def __init__(self, memory: GuestMemory) -> None:
+    engine_class: type[Engine] = Engine
+
+    def __init__(self, memory: GuestMemory, callbacks: str = Callbacks.AUTO) -> None:
         if unicorn.__version__ != ENGINE_VERSION:
             raise EngineMismatch(
                 f"unicorn {unicorn.__version__} is installed, svsmd needs {ENGINE_VERSION}"
@@ -209,13 +140,19 @@ class UnicornCpu:
         host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._host))
         uc.mem_map_ptr(HOST_BASE, _HOST_SIZE, ucc.UC_PROT_ALL, host_address)
         self.nested = NestedTables(
-            self._host_view[_NESTED_POOL:].cast("Q"), HOST_BASE + _NESTED_POOL
+            self._host_view[_NESTED_POOL:].cast("Q"), HOST_BASE + _NESTED_POOL, self.flush_tlb
         )
         self.layout = self._enter_guest_mode()
         self._views()
-        self.shared = _Shared()
-        self._install_hooks()
-        self._breakpoints: dict[int, Any] = {}
+        exit_info_2 = address_of(self._exit_info_2)
+        self._engine = self.engine_class(uc, self._lib, memory, self.layout, exit_info_2)
+        self._callbacks = self._install(Callbacks(callbacks))
+        self.shared = self._callbacks.state
+        self.assigned = self._callbacks.assigned
+        self.hflags |= 0  # with what the callbacks need
+        self._uc_ctl = self._lib.uc_ctl
+        self._tlb_flush_control = ctypes.c_int((ucc.UC_CTL_IO_WRITE << 30) | ucc.UC_CTL_TLB_FLUSH)
+        self._pending_error: BaseException | None = None
         self.vmpl = 0
 
     # -- start ------------------------------------------------------------------------------
@@ -261,9 +198,11 @@ class UnicornCpu:
         flags = ctypes.string_at(base + 0x7F0, 4)
         if flags[0] or flags[2] or flags[3] != 1:
             raise EngineMismatch("the engine's exit-check flag is not where it must be")
-        if ctypes.c_uint32.from_address(probe.cpu + 0x18).value != 0xFFFF_FFFF:
+        if ctypes.c_uint32.from_address(probe.cpu + NEXT_FLAGS).value != NO_FLAGS:
             raise EngineMismatch("the engine's interrupt request is not where it must be")
-        layout = probe.finish(marks, interrupt_request=0x1C, no_exit_request=base + 0x7F2)
+        layout = probe.finish(
+            marks, _GUEST_PROBE, interrupt_request=NEXT_FLAGS + 4, no_exit_request=base + 0x7F2
+        )
         # Exit checks within instructions would execute read-modify-write instructions twice.
         ctypes.c_uint8.from_address(layout.no_exit_request).value = 1
         uc.ctl_flush_tb()
@@ -274,8 +213,9 @@ class UnicornCpu:
     def _hide_instructions(env: int) -> None:
         """RDRAND and RDSEED become undefined: they would be the computer's own entropy."""
         state = ctypes.string_at(env, 0x3000)
+        # Behind the state there may be remains of another engine: the first one is ours.
         vendor = state.find(b"AuthenticAMD")
-        if vendor < 0 or state.find(b"AuthenticAMD", vendor + 1) >= 0:
+        if vendor < 0:
             raise EngineMismatch("the engine's feature words were not found")
         # Behind the vendor: CPUID 1:EAX, then the words 1:EDX, 1:ECX, 7:EBX.
         words = (ctypes.c_uint64 * 3).from_address(env + vendor + 16)
@@ -300,7 +240,7 @@ class UnicornCpu:
         def put(offset: int, form: str, *values: int) -> None:
             struct.pack_into("<" + form, page, offset, *values)
 
-        put(0x02, "H", 1)  # CR0 writes
+        put(0x02, "H", 1 << 0 | 1 << 4)  # CR0 and CR4 writes
         put(0x04, "H", 0xFFFF)  # all DR reads
         put(0x06, "H", 0xFFFF)  # all DR writes
         put(0x08, "I", marks.intercept_exceptions)
@@ -340,87 +280,19 @@ class UnicornCpu:
         self._irq = ctypes.c_uint32.from_address(lay.cpu + lay.interrupt_request)
         self._exit_info_2 = self._host_view[_VMCB_EXIT_INFO_2 : _VMCB_EXIT_INFO_2 + 8].cast("Q")
 
-    def _install_hooks(self) -> None:
-        lib, shared = self._lib, self.shared
-        accel = ctypes.CDLL(str(native_library()))
-        self._accel = accel
-        shared.env = self.layout.env
-        shared.header = _BLOCK_HEADER
-        shared.eip = self.layout.eip
-        shared.cs_base = self.layout.segs + CS * 24 + 8
-        shared.error_code = self.layout.error_code
-        shared.exception_is_int = self.layout.exception_is_int
-        shared.slice_end = shared.deadline = shared.skip_breakpoint = _NEVER
-        self.assigned = _sparse(self.memory.size // PAGE_SIZE)
-        shared.assigned = _address(self.assigned)
-        shared.emu_stop = ctypes.cast(lib.uc_emu_stop, ctypes.c_void_p).value
-        internals = ctypes.CDLL(lib._name)
-        for name in _OFFSETS:
-            setattr(shared, name, getattr(self.layout, name))
-        shared.tsc_aux = self.layout.tsc_aux
-        shared.tlb = self._tlb()
-        shared.ram = self.memory.address
-        shared.ram_size = self.memory.size
-        self._has_code = _sparse(self.memory.size // PAGE_SIZE)
-        self._code_map = _sparse(self.memory.size // 8)
-        shared.has_code = _address(self._has_code)
-        shared.code_map = _address(self._code_map)
-        shared.cpu = self.layout.cpu
-        shared.v_irq = -1
-        shared.fast = 1
-        shared.exit_info_2 = ctypes.addressof(ctypes.c_char.from_buffer(self._exit_info_2))
-        shared.interrupt_request = ctypes.addressof(self._irq)
-        for field, symbol in (
-            ("read_eflags", "helper_read_eflags"), ("raise_", "raise_exception_err_ra"),
-            ("load64", "cpu_ldq_mmuidx_ra"), ("load8", "cpu_ldub_mmuidx_ra"),
-            ("store64", "cpu_stq_mmuidx_ra"), ("reset_dirty", "tlb_reset_dirty"),
-        ):  # fmt: skip
-            function = getattr(internals, f"{symbol}_x86_64")
-            setattr(shared, field, ctypes.cast(function, ctypes.c_void_p).value)
-        self._invalidate = internals.tb_invalidate_phys_range_x86_64
-        self._invalidate.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
-        self._python_exit = _EXIT_HANDLER(self._on_exit)
-        shared.exit_handler = ctypes.cast(self._python_exit, ctypes.c_void_p).value
-        self._user = ctypes.byref(shared)
-        everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
-        for kind, function, extra in (
-            (ucc.UC_HOOK_BLOCK, accel.svsmd_on_block, ()),
-            (ucc.UC_HOOK_EDGE_GENERATED, accel.svsmd_on_translation, ()),
-            (ucc.UC_HOOK_INTR, accel.svsmd_on_exit, ()),
-            (ucc.UC_HOOK_INSN, accel.svsmd_on_in, (ctypes.c_int(x86.UC_X86_INS_IN),)),
-            (ucc.UC_HOOK_INSN, accel.svsmd_on_out, (ctypes.c_int(x86.UC_X86_INS_OUT),)),
-            (ucc.UC_HOOK_INSN, accel.svsmd_on_syscall, (ctypes.c_int(x86.UC_X86_INS_SYSCALL),)),
-        ):
-            self._hook(kind, function, *everywhere, *extra)
-        self._emu_start = lib.uc_emu_start
-        self._emu_stop = lib.uc_emu_stop
-        self._uc_ctl = lib.uc_ctl
-        self._tlb_flush_control = ctypes.c_int((ucc.UC_CTL_IO_WRITE << 30) | ucc.UC_CTL_TLB_FLUSH)
-        self._pending_error: BaseException | None = None
-
-    def _tlb(self) -> int:
-        """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""
-        address = self.layout.env - _TLB_BEFORE_STATE
-        for mask, table in struct.iter_unpack("<QQ", ctypes.string_at(address, 3 * 16)):
-            entries = (mask >> 6) + 1
-            if mask & 63 or entries & (entries - 1) or not table:
-                raise EngineMismatch("the engine's TLB is not where it must be")
-        return address
-
-    def _hook(self, kind: int, function: Any, *arguments: Any) -> ctypes.c_size_t:
-        hook = ctypes.c_size_t()
-        code = self._lib.uc_hook_add(
-            self._handle, ctypes.byref(hook), kind, ctypes.cast(function, ctypes.c_void_p),
-            self._user, *arguments,
-        )  # fmt: skip
-        if code:
-            raise EngineMismatch(f"hook of kind {kind} refused: error {code}")
-        return hook
+    def _install(self, callbacks: Callbacks) -> EngineCallbacks:
+        if callbacks is Callbacks.AUTO:
+            callbacks = Callbacks.NATIVE
+            if not native_library().exists():
+                callbacks = Callbacks.PYTHON
+                log.warning("%s is not built: the engine runs slowly", native_library())
+        kind = NativeCallbacks if callbacks is Callbacks.NATIVE else PythonCallbacks
+        return kind(self._engine, self._on_exit)
 
     # -- running ----------------------------------------------------------------------------
 
     def _on_exit(self, code: int) -> None:
-        """Called by native code; an exception must not cross it, so it waits for run()."""
+        """Called by the callbacks; an exception must not cross them, so it waits for run()."""
         try:
             self.exit_handler(code)
         except BaseException as error:
@@ -430,7 +302,31 @@ class UnicornCpu:
     def leave(self) -> None:
         """From within the exit handler: give control back to the caller of run()."""
         self.shared.stopped = Stop.EXIT
-        self._emu_stop(self._handle)
+        self._callbacks.stop()
+
+    def power_on(self) -> None:
+        """Forgets what a self-test has left: time, translated code, cached translations."""
+        self._callbacks.power_on()
+        self.exit_handler = lambda code: None
+        self.flush_tlb()
+
+    def stop_engine(self) -> None:
+        """A stop as it would come from outside; who calls it has set `shared.stopped`."""
+        self._callbacks.stop()
+
+    @contextmanager
+    def calling_at_stores(self, address: int, callback: Callable[[], None]) -> Iterator[None]:
+        """Calls back from within every store to a linear address; slow, for the self-test."""
+        hook = self._uc.hook_add(
+            ucc.UC_HOOK_MEM_WRITE, lambda *_: callback(), begin=address, end=address
+        )
+        self.flush_code()
+        try:
+            yield
+        finally:
+            self._uc.hook_del(hook)
+            self.flush_code()
+            self.flush_tlb()
 
     def run(self) -> Stop:
         """Runs until the exit handler leaves, the deadline, or a request to stop."""
@@ -438,12 +334,7 @@ class UnicornCpu:
         shared.stopped = Stop.NONE
         shared.first = 1
         shared.next_check = 0
-        error = self._emu_start(
-            self._handle, ctypes.c_uint64(self._q[self._rip]), ctypes.c_uint64(0),
-            ctypes.c_uint64(0), ctypes.c_size_t(0),
-        )  # fmt: skip
-        if shared.block:
-            self._accel.svsmd_settle(self._user, 1)
+        error = self._callbacks.run()
         if self._pending_error is not None:
             pending, self._pending_error = self._pending_error, None
             raise pending
@@ -473,19 +364,20 @@ class UnicornCpu:
 
     def flush_code(self) -> None:
         """Drops all translated code."""
-        self._uc.ctl_flush_tb()
+        self._engine.flush_code()
 
     def forget_code(self, offset: int, nbytes: int) -> None:
         """Drops translated code of a range of RAM whose content changed behind the engine."""
-        first, last = offset // PAGE_SIZE, (offset + nbytes - 1) // PAGE_SIZE
-        if self._has_code.find(b"\1", first, last + 1) >= 0:
-            self._invalidate(self._handle, offset, offset + nbytes)
+        self._callbacks.forget_code(offset, nbytes)
 
     def select_nested_tables(self, vmpl: int) -> None:
-        """Makes memory what `vmpl` may see of it, in the paging mode of CR0."""
+        """Makes memory what `vmpl` may see of it, in the paging mode of CR0 and CR4.
+
+        Without paging and with 32-bit page tables, which have no C-bit, all of it is private.
+        """
         self.vmpl = vmpl
-        paged = self.cr[0] & _CR0_PG
-        roots = self.nested.roots if paged else self.nested.unpaged_roots
+        has_c_bit = self.cr[0] & _CR0_PG and self.cr[4] & _CR4_PAE
+        roots = self.nested.roots if has_c_bit else self.nested.unpaged_roots
         self._q[self._nested_cr3] = roots[vmpl]
         self.flush_tlb()
 
@@ -502,24 +394,16 @@ class UnicornCpu:
 
     def arm_breakpoint(self, address: int) -> None:
         """Makes execution of the linear address an exit DB with Trap.BREAKPOINT."""
-        if address not in self._breakpoints:
-            self._breakpoints[address] = self._hook(
-                ucc.UC_HOOK_CODE, self._accel.svsmd_on_breakpoint,
-                ctypes.c_uint64(address), ctypes.c_uint64(address),
-            )  # fmt: skip
-            self.flush_code()
+        self._callbacks.arm_breakpoint(address)
 
     def disarm_breakpoint(self, address: int) -> None:
         """Undoes arm_breakpoint()."""
-        hook = self._breakpoints.pop(address, None)
-        if hook is not None:
-            self._lib.uc_hook_del(self._handle, hook)
-            self.flush_code()
+        self._callbacks.disarm_breakpoint(address)
 
     @property
     def armed_breakpoints(self) -> frozenset[int]:
         """Linear addresses that are armed."""
-        return frozenset(self._breakpoints)
+        return self._callbacks.armed_breakpoints
 
     # -- state ------------------------------------------------------------------------------
 
@@ -535,7 +419,7 @@ class UnicornCpu:
     @property
     def linear_rip(self) -> int:
         """Linear address of the next instruction."""
-        return (self._q[self._rip] + self._q[self._cs_base]) & _NEVER
+        return (self._q[self._rip] + self._q[self._cs_base]) & NEVER
 
     @property
     def error_code(self) -> int:
@@ -554,7 +438,7 @@ class UnicornCpu:
 
     @hflags.setter
     def hflags(self, value: int) -> None:
-        self._d[self._hflags] = value
+        self._d[self._hflags] = value | self._callbacks.mode_flags
 
     @property
     def cpl(self) -> int:
@@ -575,9 +459,13 @@ class UnicornCpu:
 
     @property
     def rflags(self) -> int:
-        """RFLAGS; the engine keeps the arithmetic flags apart."""
+        """RFLAGS without RF; the engine keeps the arithmetic flags apart.
+
+        It clears RF at the end of a block only. RF has no effect here, since guests have no
+        breakpoints of their own, and so nobody gets to see how code was cut into blocks.
+        """
         flags: int = self._uc.reg_read(x86.UC_X86_REG_RFLAGS)
-        return flags
+        return flags & ~_RF
 
     @rflags.setter
     def rflags(self, value: int) -> None:
@@ -585,7 +473,9 @@ class UnicornCpu:
         self._q[lay.cc_src // 8] = value & _ARITHMETIC
         self._d[lay.cc_op // 4] = _CC_OP_EFLAGS
         self._d[lay.df // 4] = 0xFFFF_FFFF if value & _DF else 1
-        self._q[self._eflags] = (value & ~(_ARITHMETIC | _DF)) | 2
+        # run() begins by taking the arithmetic flags and DF out of this word.
+        apart = _ARITHMETIC | _DF if self._engine.running else 0
+        self._q[self._eflags] = value & ~apart | 2
 
     @property
     def eflags_system(self) -> int:
@@ -634,16 +524,6 @@ class UnicornCpu:
     def reg_write(self, register: int, value: Any) -> None:
         """Writes what reg_read() reads."""
         self._uc.reg_write(register, value)
-
-
-def _sparse(nbytes: int) -> mmap.mmap:
-    """Zeroed memory that costs nothing where it is not touched."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return mmap.mmap(-1, max(PAGE_SIZE, nbytes), flags=flags)
-
-
-def _address(mapping: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
 def _cr_offset(probe: LayoutProbe) -> int:

@@ -3,7 +3,9 @@
 
 Breakpoints are the engine's; no memory is patched. Watchpoints are nested leaves that are kept
 away from the watched page: each access to it faults, is looked at, and runs as one instruction on
-a leaf of its own. The guest's debug registers stay the guest's.
+a leaf of its own. The guest's debug registers stay the guest's. What is watched are the operands of
+instructions; not what the silicon itself writes when it delivers an exception, nor what the host
+writes to shared memory.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from capstone import x86 as cs_x86
 from svsmd.snp.access import AccessKind
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.faults import GuestFault, NestedFault
-from svsmd.snp.types import C_BIT, HUGE_PAGE_SHIFT, PAGE_SHIFT
+from svsmd.snp.types import C_BIT, HUGE_PAGE_SHIFT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
@@ -28,7 +30,10 @@ _ACCESSES: Final = {
     DebugReason.READ_WATCHPOINT: (AccessKind.READ,),
     DebugReason.ACCESS_WATCHPOINT: (AccessKind.READ, AccessKind.WRITE),
 }
-_RSP: Final = 4
+_RSP, _RBP = 4, 5
+_SS: Final = 2
+_HF_CS32, _HF_CS64 = 1 << 4, 1 << 15
+_MAX_ADDRESS: Final = (1 << 64) - 1
 _REGISTER_NAMES: Final = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -64,8 +69,11 @@ class DebugSupport:
         self._p = processor
         self._cpu = processor.cpu
         self.stepping = False
+        self.stepped = False
+        """The instruction of this step has exited to the host: it ends with the next VMRUN."""
         self._transient = False
         self.breakpoints: set[int] = set()
+        self._forgotten: set[int] = set()
         self._watches: list[Watch] = []
         self._disassemblers: dict[int, Any] = {}
 
@@ -74,6 +82,7 @@ class DebugSupport:
     def set_stepping(self, on: bool) -> None:
         """Each completed instruction ends the run while this is on."""
         self.stepping = on
+        self.stepped = False
         self._apply()
 
     def hidden_step(self, on: bool) -> None:
@@ -96,8 +105,22 @@ class DebugSupport:
         """Whether the debugger still has a breakpoint at this linear address."""
         return address in self.breakpoints
 
+    def forget_breakpoint(self, address: int) -> bool:
+        """A breakpoint was hit: if nobody wants it any more, the engine forgets it with arm()."""
+        if address in self.breakpoints:
+            return False
+        self._forgotten.add(address)
+        return True
+
     def arm(self) -> None:
-        """Before a run: the engine knows all breakpoints; forgotten ones cost nothing."""
+        """Before a run: the engine knows all breakpoints.
+
+        One that was removed stays armed until it is hit: debuggers remove all of them whenever
+        the machine stops, and translated code is lost with every change.
+        """
+        for address in self._forgotten - self.breakpoints:
+            self._cpu.disarm_breakpoint(address)
+        self._forgotten.clear()
         for address in self.breakpoints - self._cpu.armed_breakpoints:
             self._cpu.arm_breakpoint(address)
 
@@ -115,6 +138,12 @@ class DebugSupport:
                 self._watches.remove(watch)
                 self._drop_leaves(watch)
                 return
+
+    def take_over(self, other: DebugSupport) -> None:
+        """Looks for all that another one has been asked for: the machine was reset."""
+        self.breakpoints |= other.breakpoints
+        for watch in other._watches:
+            self.add_watch(watch)
 
     def _drop_leaves(self, watch: Watch) -> None:
         first = watch.gpa >> PAGE_SHIFT
@@ -147,15 +176,25 @@ class DebugSupport:
         if not watches:
             return None
         for operand in self._operands():
-            for watch in watches:
-                if not set(operand.kinds) & set(_ACCESSES[watch.reason]):
-                    continue
-                at = self._gpa(operand.address)
-                if at is None:
-                    continue
-                if at < watch.gpa + watch.length and watch.gpa < at + operand.length:
-                    return watch
+            wanted = [w for w in watches if set(operand.kinds) & set(_ACCESSES[w.reason])]
+            if not wanted:
+                continue
+            for at, length in self._pieces(operand):
+                for watch in wanted:
+                    if at < watch.gpa + watch.length and watch.gpa < at + length:
+                        return watch
         return None
+
+    def _pieces(self, operand: _Operand) -> Iterator[tuple[int, int]]:
+        """Guest-physical address and length of what an operand has on each page."""
+        address, left = operand.address, operand.length
+        while left:
+            length = min(left, PAGE_SIZE - (address & PAGE_MASK))
+            gpa = self._gpa(address)
+            if gpa is not None:
+                yield gpa, length
+            address = (address + length) & _MAX_ADDRESS
+            left -= length
 
     def _gpa(self, address: int) -> int | None:
         try:
@@ -165,9 +204,9 @@ class DebugSupport:
 
     # -- what an instruction is about to touch ----------------------------------------------
 
-    def operand_addresses(self) -> list[int]:
-        """Linear addresses of the memory operands of the instruction at RIP."""
-        return [operand.address for operand in self._operands()]
+    def operand_spans(self) -> list[tuple[int, int]]:
+        """First and last byte of each memory operand of the instruction at RIP."""
+        return [(o.address, o.address + o.length - 1) for o in self._operands()]
 
     def _operands(self) -> Iterator[_Operand]:
         try:
@@ -182,9 +221,9 @@ class DebugSupport:
         hflags = self._cpu.hflags
         mode = (
             capstone.CS_MODE_64
-            if hflags & 1 << 15
+            if hflags & _HF_CS64
             else capstone.CS_MODE_32
-            if hflags & 1 << 4
+            if hflags & _HF_CS32
             else capstone.CS_MODE_16
         )
         if mode not in self._disassemblers:
@@ -214,7 +253,7 @@ class DebugSupport:
             cs_x86.X86_REG_CS: 1, cs_x86.X86_REG_SS: 2, cs_x86.X86_REG_DS: 3,
         }  # fmt: skip
         index = names.get(segment, 3)
-        if self._cpu.hflags & 1 << 15 and index not in (4, 5):
+        if self._cpu.hflags & _HF_CS64 and index not in (4, 5):
             return 0
         return self._cpu.word(self._cpu.layout.segs + 24 * index + 8)
 
@@ -223,22 +262,29 @@ class DebugSupport:
             if operand.type != cs_x86.X86_OP_MEM or insn.mnemonic.startswith(("lea", "nop")):
                 continue
             memory = operand.mem
-            address = self._register(insn, memory.base) + memory.disp
-            address += self._register(insn, memory.index) * memory.scale
-            address += self._segment_base(insn, memory.segment)
+            offset = self._register(insn, memory.base) + memory.disp
+            offset += self._register(insn, memory.index) * memory.scale
+            offset &= (1 << 8 * insn.addr_size) - 1
+            address = self._linear(self._segment_base(insn, memory.segment), offset)
             kinds = []
             if operand.access & capstone.CS_AC_READ or not operand.access:
                 kinds.append(AccessKind.READ)
             if operand.access & capstone.CS_AC_WRITE:
                 kinds.append(AccessKind.WRITE)
-            yield _Operand(address & (1 << 64) - 1, max(operand.size, 1), tuple(kinds))
+            yield _Operand(address, max(operand.size, 1), tuple(kinds))
+
+    def _linear(self, base: int, offset: int) -> int:
+        """A linear address is as wide as the mode is."""
+        return (base + offset) & (_MAX_ADDRESS if self._cpu.hflags & _HF_CS64 else 0xFFFF_FFFF)
 
     def _implicit(self, insn: Any) -> Iterator[_Operand]:
-        rsp = self._cpu.regs[_RSP]
+        long_mode = self._cpu.hflags & _HF_CS64
+        width = 8 if long_mode else 4
+        base = 0 if long_mode else self._cpu.word(self._cpu.layout.segs + 24 * _SS + 8)
         mnemonic = insn.mnemonic.split()[-1]
-        width = 8 if self._cpu.hflags & 1 << 15 else 4
         if mnemonic.startswith(("push", "call", "enter")):
-            yield _Operand(rsp - width, width, (AccessKind.WRITE,))
+            at = self._linear(base, self._cpu.regs[_RSP] - width)
+            yield _Operand(at, width, (AccessKind.WRITE,))
         elif mnemonic.startswith(("pop", "ret", "iret", "leave")):
-            at = self._cpu.regs[5] if mnemonic == "leave" else rsp
+            at = self._linear(base, self._cpu.regs[_RBP if mnemonic == "leave" else _RSP])
             yield _Operand(at, 5 * width if "iret" in mnemonic else width, (AccessKind.READ,))

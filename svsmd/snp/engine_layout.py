@@ -28,6 +28,17 @@ SEGMENT_STRIDE: Final = 24
 """Selector u32, base u64 at 8, limit u32 at 16, flags u32 at 20."""
 _ENV_BYTES: Final = 0x1800
 _HEAD_BYTES: Final = 0x1000
+NEXT_FLAGS: Final = 0x18
+NO_FLAGS: Final = 0xFFFF_FFFF
+"""Flags of the next translation, in front of the interrupt request: none while nothing runs."""
+_CPU_BYTES: Final = 0x1_0000
+"""The state begins within that many bytes of its CPU structure."""
+BLOCK_HEADER: Final = 192
+"""Bytes of a block record, rounded up to the translator's 64-byte alignment; its code follows."""
+_BLOCK_CODE: Final = 32
+"""Offset in a block record of the host address of its code."""
+JUMP_CACHE_SLOTS: Final = 4096
+_JUMP_CACHE_PAGE_SLOTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,8 @@ class EngineLayout:
     """Offset in `cpu`, not in `env`."""
     no_exit_request: int
     """Host address of the engine's flag that leaves out exit checks within instructions."""
+    jump_cache: int
+    """Offset in `cpu` of the block records by jump_cache_slot()."""
 
 
 _GPRS: Final = (
@@ -88,6 +101,13 @@ _GPRS: Final = (
     x86.UC_X86_REG_R8, x86.UC_X86_REG_R9, x86.UC_X86_REG_R10, x86.UC_X86_REG_R11,
     x86.UC_X86_REG_R12, x86.UC_X86_REG_R13, x86.UC_X86_REG_R14, x86.UC_X86_REG_R15,
 )  # fmt: skip
+
+
+def jump_cache_slot(address: int) -> int:
+    """Where the engine keeps the record of the block that it last looked up for an address."""
+    mixed = address ^ address >> 6
+    page = JUMP_CACHE_SLOTS - _JUMP_CACHE_PAGE_SLOTS
+    return mixed >> 6 & page | mixed & _JUMP_CACHE_PAGE_SLOTS - 1
 
 
 def _mapped_ranges() -> list[tuple[int, int]]:
@@ -104,12 +124,21 @@ def _mapped_ranges() -> list[tuple[int, int]]:
     return ranges
 
 
-def _find_state(uc: Any) -> tuple[int, int]:
-    """Host addresses of (CPU structure, architectural state): the one that holds our registers."""
-    marks = [0x5EED_0000_C0DE_0000 + 0x1111 * i for i in range(GPR_COUNT)]
+def _mark_registers(uc: Any, base: int) -> bytes:
+    """Gives each register a value of its own; returns them as they lie in memory."""
+    marks = [base + 0x1111 * i for i in range(GPR_COUNT)]
     for reg, mark in zip(_GPRS, marks, strict=True):
         uc.reg_write(reg, mark)
-    pattern = struct.pack("<16Q", *marks)
+    return struct.pack("<16Q", *marks)
+
+
+def _find_state(uc: Any) -> tuple[int, int]:
+    """Host addresses of (CPU structure, architectural state): the one that holds our registers.
+
+    The state is a part of the structure. What another engine left behind in memory may look like
+    it, but does not follow when the registers change.
+    """
+    pattern = _mark_registers(uc, 0x5EED_0000_C0DE_0000)
     ranges = _mapped_ranges()
     starts = [start for start, _ in ranges]
 
@@ -122,9 +151,14 @@ def _find_state(uc: Any) -> tuple[int, int]:
     for (cpu,) in struct.iter_unpack("<Q", head):
         if cpu < 0x10000 or not readable(cpu, 0x400):
             continue
+        if ctypes.c_uint32.from_address(cpu + NEXT_FLAGS).value != NO_FLAGS:
+            continue
         for (env,) in struct.iter_unpack("<Q", ctypes.string_at(cpu, 0x400)):
-            if env < 0x10000 or not readable(env, _ENV_BYTES):
+            if not cpu < env < cpu + _CPU_BYTES or not readable(env, _ENV_BYTES):
                 continue
+            if ctypes.string_at(env, len(pattern)) != pattern:
+                continue
+            pattern = _mark_registers(uc, 0x5EED_0001_C0DE_0000)
             if ctypes.string_at(env, len(pattern)) == pattern:
                 return cpu, env
     raise EngineMismatch("the engine's CPU state was not found")
@@ -200,10 +234,32 @@ class LayoutProbe:
             raise EngineMismatch("vector registers are not 64 bytes apart")
         return found
 
+    def _jump_cache(self, address: int) -> int:
+        """Finds the engine's table of block records by the only block that is in it."""
+        ranges = _mapped_ranges()
+        starts = [start for start, _ in ranges]
+        found = []
+        state = ctypes.string_at(self.cpu, self.env - self.cpu)
+        for index, (record,) in enumerate(struct.iter_unpack("<Q", state[: len(state) & ~7])):
+            span = bisect_right(starts, record) - 1
+            if span < 0 or record + BLOCK_HEADER > ranges[span][1]:
+                continue
+            head = ctypes.string_at(record, _BLOCK_CODE + 8)
+            code = int.from_bytes(head[_BLOCK_CODE:], "little")
+            if int.from_bytes(head[:8], "little") == address and code == record + BLOCK_HEADER:
+                found.append(index - jump_cache_slot(address))
+        if len(found) != 1 or not 0 <= found[0] <= len(state) // 8 - JUMP_CACHE_SLOTS:
+            raise EngineMismatch("the engine's block records were not found")
+        return found[0] * 8
+
     def finish(
-        self, marks: VmrunMarks, interrupt_request: int, no_exit_request: int
+        self, marks: VmrunMarks, last_block: int, interrupt_request: int, no_exit_request: int
     ) -> EngineLayout:
-        """Finds the SVM fields after the VMRUN, and checks how the rest is ordered."""
+        """Finds the SVM fields after the VMRUN, and checks how the rest is ordered.
+
+        Args:
+            last_block: linear address of the block that ended with the exit.
+        """
         found, state = self.marks, self._snapshot()
 
         def svm(name: str, value: int, size: int) -> int:
@@ -241,4 +297,5 @@ class LayoutProbe:
             nested_cr3=svm("nested CR3", marks.nested_cr3, 8),
             nested_pg_mode=svm("nested CR3", marks.nested_cr3, 8) + 8,
             interrupt_request=interrupt_request, no_exit_request=no_exit_request,
+            jump_cache=self._jump_cache(last_block),
         )  # fmt: skip

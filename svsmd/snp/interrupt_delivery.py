@@ -24,6 +24,9 @@ ERROR_CODE_VECTORS: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
 CONTRIBUTORY: Final = frozenset((0, 10, 11, 12, 13, 29))
 """Exceptions of which two in a row make #DF (24593, table 8-3); #VC counts as contributory."""
 DOUBLE_FAULT: Final = 8
+_SELECTOR_ERRORS: Final = (10, 11, 12, 13)
+_EXT: Final = 1 << 0
+"""Bit of a selector error code: the event came from outside (24593, 8.4.1)."""
 NMI: Final = 2
 DEBUG: Final = 1
 
@@ -36,10 +39,6 @@ _L_BIT, _D_BIT = 1 << 9, 1 << 10
 
 class TripleFault(Exception):
     """A fault while #DF was being delivered."""
-
-
-def _selector_error(selector: int, *, external: int) -> int:
-    return (selector & 0xFFFC) | external
 
 
 class InterruptDelivery:
@@ -80,7 +79,10 @@ class InterruptDelivery:
             self._deliver(vector, None)
         except GuestFault as fault:
             self._p.note_page_fault(fault)
-            self.raise_exception(fault.vector, fault.error_code)
+            code = fault.error_code
+            if fault.vector in _SELECTOR_ERRORS and code is not None:
+                code |= _EXT
+            self.raise_exception(fault.vector, code)
 
     def software_interrupt(self, vector: int) -> None:
         """INT n, INT3, INTO: RIP is behind the instruction already."""

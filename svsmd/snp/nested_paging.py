@@ -15,6 +15,7 @@ Spec: 24593, 15.25 (nested paging), 5.3 (long-mode page translation).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SHIFT, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_HUGE_PAGE
@@ -37,11 +38,14 @@ class NestedTables:
     Args:
         pool: the host-private memory, as 64-bit words; its length bounds all tables together.
         base: its address in the engine's physical memory.
+        on_reset: called when the pool was full and all leaves were dropped; the engine's TLB must
+            not remember any of them, since unmap() no longer knows them.
     """
 
-    def __init__(self, pool: memoryview, base: int) -> None:
+    def __init__(self, pool: memoryview, base: int, on_reset: Callable[[], None]) -> None:
         self._pool = pool
         self._base = base
+        self._on_reset = on_reset
         self._capacity = len(pool) // _ENTRIES
         self._used = 0
         # (vmpl, alias, 2 MiB region) -> index in the pool of the word of its page directory entry
@@ -51,10 +55,14 @@ class NestedTables:
         self._upper: dict[tuple[int, int], int] = {}
         self.roots: list[int] = []
         self.unpaged_roots: list[int] = []
-        self.reset()
+        self._build()
 
     def reset(self) -> None:
         """Drops every leaf."""
+        self._build()
+        self._on_reset()
+
+    def _build(self) -> None:
         for index in range(self._used):
             self._clear_table(index)
         self._used = 0

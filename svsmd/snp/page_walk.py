@@ -32,6 +32,7 @@ _U: Final = 1 << 2
 _A: Final = 1 << 5
 _D: Final = 1 << 6
 _PS: Final = 1 << 7
+_PAT_LARGE: Final = 1 << 12
 _NX: Final = 1 << 63
 _FRAME: Final = ((1 << 40) - 1) & ~(PAGE_SIZE - 1)
 _RESERVED: Final = ((1 << 52) - 1) & ~((1 << 40) - 1)
@@ -61,8 +62,7 @@ class PageWalker:
     """Walks guest page tables as one VMPL.
 
     Args:
-        update: whether accesses set Accessed and Dirty bits; a debugger's must not.
-        unprivileged_debugger: permissions of the tables are not looked at.
+        debug: permissions of the tables do not matter, and no Accessed or Dirty bit is set.
     """
 
     def __init__(self, access: PhysicalAccess, vmpl: int, *, debug: bool = False) -> None:
@@ -82,6 +82,14 @@ class PageWalker:
         if not state.cr0 & CR0_PG:
             # Without paging an SNP guest's accesses are private (24593, 15.34.10).
             return Translation((address & 0xFFFF_FFFF) | C_BIT, PAGE_SIZE)
+        try:
+            return self._paged(state, address, kind, cpl)
+        except GuestFault as fault:
+            if fault.address is None:  # #VC 0x404 of a table's page
+                fault.address = address
+            raise
+
+    def _paged(self, state: PagingState, address: int, kind: AccessKind, cpl: int) -> Translation:
         if not state.cr4 & CR4_PAE:
             return self._two_levels(state, address & 0xFFFF_FFFF, kind, cpl)
         if state.efer & EFER_LMA:
@@ -114,9 +122,11 @@ class PageWalker:
             if not (legacy_pointers and shift == 30):
                 allowed &= entry
                 no_execute |= entry & _NX
-            leaf = shift == 12 or (bool(entry & _PS) and shift in (21, 30))
-            if leaf:
+            large = bool(entry & _PS) and (shift == 21 or (shift == 30 and not legacy_pointers))
+            if shift == 12 or large:
                 size = 1 << shift
+                if entry & _FRAME & (size - 1) & ~_PAT_LARGE:
+                    raise self._fault(state, address, kind, cpl, present=True, reserved=True)
                 self._check(state, address, kind, cpl, allowed, no_execute)
                 self._mark(where, entry, dirty=kind is AccessKind.WRITE)
                 frame = entry & _FRAME & ~(size - 1)

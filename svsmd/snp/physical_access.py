@@ -94,9 +94,11 @@ class PhysicalAccess:
         """A page as a reader without the guest's key sees it."""
         return self._cipher.encrypt_page(page, self._memory.page(page))
 
-    def read(self, vmpl: int, gpa: int, n: int, kind: AccessKind = AccessKind.READ) -> bytes:
+    def read(
+        self, vmpl: int, gpa: int, n: int, kind: AccessKind = AccessKind.READ, cpl: int = 0
+    ) -> bytes:
         """Reads within one page."""
-        spa, encrypted = self.resolve(vmpl, gpa, kind)
+        spa, encrypted = self.resolve(vmpl, gpa, kind, cpl)
         if encrypted:
             page = spa & ~PAGE_MASK
             return self.ciphertext(page)[spa & PAGE_MASK :][:n]

@@ -18,8 +18,9 @@ from functools import partial
 from typing import Final
 
 from svsmd.snp.access import AccessKind
-from svsmd.snp.cpu_unicorn import HOST_BASE, EngineExit, Trap, UnicornCpu
+from svsmd.snp.cpu_unicorn import HOST_BASE, RCX, UnicornCpu
 from svsmd.snp.debug_support import DebugSupport, Watch
+from svsmd.snp.engine_callbacks import EngineExit, Trap
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.exits import (
     DebugReason,
@@ -27,6 +28,7 @@ from svsmd.snp.exits import (
     Exit,
     Hlt,
     Npf,
+    Paused,
     Shutdown,
     Vmgexit,
 )
@@ -44,7 +46,7 @@ from svsmd.snp.rmp import Perm, Rmp
 from svsmd.snp.rmp_instructions import RmpInstructions
 from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PageSize
 from svsmd.snp.vmcb import Vmcb
-from svsmd.snp.vmsa_state import EFER_SVME, mode_flags
+from svsmd.snp.vmsa_state import CR4_OFFERED, EFER_SVME, legal_cr0, mode_flags
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +57,17 @@ _EFER_SCE, _EFER_LME, _EFER_LMA, _EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
 _EFER_FFXSR, _EFER_LMSLE = 1 << 14, 1 << 13
 _EFER_WRITABLE: Final = _EFER_SCE | _EFER_LME | _EFER_NXE | _EFER_FFXSR | EFER_SVME
 _CR0_PE, _CR0_TS, _CR0_ET = 1 << 0, 1 << 3, 1 << 4
-_OP_CLTS, _OP_MOV_CR = 0x06, 0x22
+_OP_CLTS, _OP_INVD, _OP_MOV_CR = 0x06, 0x08, 0x22
 _IF: Final = 1 << 9
 _TF: Final = 1 << 8
+_DR6, _DR7 = 6, 7
 _DR6_BS: Final = 1 << 14
+_DR6_WRITABLE: Final = 0xE00F
+_DR6_ONES: Final = 0xFFFF_0FF0
+_CR4_DE: Final = 1 << 3
+_CODE_L: Final = 1 << 21
+"""Bit L of a code segment in the engine's descriptor layout."""
+_HF_CS32: Final = 1 << 4
 _CF: Final = 1 << 0
 _ZF: Final = 1 << 6
 _STRING_OPCODES: Final = frozenset((*range(0xA4, 0xA8), *range(0xAA, 0xB0)))
@@ -69,14 +78,22 @@ _DB: Final = 1
 _NPF_W, _NPF_ID = 1 << 1, 1 << 4
 
 VC_CODES: Final[dict[int, int]] = {
-    EngineExit.RDPMC: 0x6F, EngineExit.CPUID: 0x72, EngineExit.INVD: 0x76,
-    EngineExit.WBINVD: 0x89, EngineExit.MONITOR: 0x8A, EngineExit.MWAIT: 0x8B,
+    EngineExit.RDPMC: 0x6F, EngineExit.CPUID: 0x72, EngineExit.MONITOR: 0x8A,
+    EngineExit.MWAIT: 0x8B,
 }  # fmt: skip
 """Instructions that always end as #VC, by their exit code (24593, table 15-36)."""
+
+_NOT_OFFERED: Final = (
+    EngineExit.VMRUN, EngineExit.VMLOAD, EngineExit.VMSAVE, EngineExit.STGI, EngineExit.CLGI,
+    EngineExit.SKINIT, EngineExit.INVLPGA,
+)  # fmt: skip
+"""SVM's instructions: #UD. The engine's VMSAVE would write physical memory as it is asked to."""
 
 _FULL_EXECUTE: Final = int(Perm.EXECUTE_USER | Perm.EXECUTE_SUPERVISOR)
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _MAX_INSTRUCTION: Final = 15
+_NOT_RDRAND: Final = frozenset(b"\xf0\xf2\xf3")
+"""Prefixes with which RDRAND's opcode is another instruction, or none."""
 
 
 @dataclass(slots=True)
@@ -130,13 +147,14 @@ class Processor:
             EngineExit.RDTSC: self._rdtsc,
             EngineExit.VINTR: self._interrupt_window,
             EngineExit.SHUTDOWN: self._shutdown,
-            EngineExit.VMRUN: self._undefined,
+            EngineExit.WBINVD: self._wbinvd,
             EngineExit.WRITE_CR0: self._write_cr0,
-            EngineExit.READ_DR0 + 7: partial(self.vc, 0x27),
-            EngineExit.WRITE_DR0 + 7: partial(self.vc, 0x37),
+            EngineExit.WRITE_CR4: self._write_cr4,
         }
         for code, vc_code in VC_CODES.items():
             self._handlers[code] = partial(self.vc, vc_code)
+        for code in _NOT_OFFERED:
+            self._handlers[code] = self._undefined
 
     # -- dispatch ---------------------------------------------------------------------------
 
@@ -181,6 +199,8 @@ class Processor:
         self.leave(Npf(fault.gpa, fault.error_code, fault.row))
 
     def _guarded_exception(self, fault: GuestFault) -> None:
+        if self._transient:
+            self._end_transient()
         try:
             self.note_page_fault(fault)
             self.delivery.raise_exception(fault.vector, fault.error_code)
@@ -251,7 +271,7 @@ class Processor:
             chunk = min(n, PAGE_SIZE - (address & PAGE_MASK))
             gpa = self.translate(address, kind, cpl)
             try:
-                parts.append(self.physical.read(self.vmpl, gpa, chunk))
+                parts.append(self.physical.read(self.vmpl, gpa, chunk, kind, cpl))
             except GuestFault as fault:
                 fault.address = address
                 raise
@@ -286,10 +306,11 @@ class Processor:
         """Up to 15 bytes of the instruction at RIP; fewer at the end of what is mapped."""
         address = self.cpu.linear_rip
         first = min(_MAX_INSTRUCTION, PAGE_SIZE - (address & PAGE_MASK))
-        code = self.read(address, first, self.cpu.cpl)
+        cpl, fetch = self.cpu.cpl, AccessKind.FETCH
+        code = self.read(address, first, cpl, fetch)
         if first < _MAX_INSTRUCTION:
             try:
-                code += self.read(address + first, _MAX_INSTRUCTION - first, self.cpu.cpl)
+                code += self.read(address + first, _MAX_INSTRUCTION - first, cpl, fetch)
             except (GuestFault, NestedFault):
                 return code
         return code
@@ -310,19 +331,19 @@ class Processor:
         """The engine found no leaf: make one, or say why there must be none."""
         cpu = self.cpu
         gpa = cpu.exit_info_2
-        if not cpu.cr[0] & CR0_PG:
+        if not (cpu.cr[0] & CR0_PG and cpu.cr[4] & CR4_PAE):
             gpa |= C_BIT
         error = cpu.error_code
         plain = gpa & ~C_BIT
-        if not gpa & C_BIT and not self.memory.contains(plain):
-            # An MMIO address; the hypervisor marks those reserved, so it is a #VC (15.35.5).
-            return self.vc(0x400)
         if error & _NPF_ID:
             kind = AccessKind.FETCH
         elif error & _NPF_W:
             kind = AccessKind.WRITE
         else:
             kind = AccessKind.READ
+        if not gpa & C_BIT and kind is not AccessKind.FETCH and not self.memory.contains(plain):
+            # An MMIO address; the hypervisor marks those reserved, so it is a #VC (15.35.5).
+            raise GuestFault(Vector.VC, 0x400)
         if not gpa & C_BIT and kind is AccessKind.WRITE and self._fix_table_address(plain):
             return False
         page = plain >> PAGE_SHIFT
@@ -330,7 +351,7 @@ class Processor:
         usual = (
             permissions & _FULL_EXECUTE == _FULL_EXECUTE and permissions & int(Perm.READ)
             if gpa & C_BIT
-            else not self.rmp.assigned(page)
+            else kind is not AccessKind.FETCH and not self.rmp.assigned(page)
         )
         if usual and not self.debug.watches_page(page):
             writable = not gpa & C_BIT or bool(permissions & int(Perm.WRITE))
@@ -356,13 +377,20 @@ class Processor:
 
     def _faulting_address(self, gpa: int) -> int:
         """The linear address behind a nested fault: an operand, or the instruction itself."""
-        for address in self.debug.operand_addresses():
+        rip = self.cpu.linear_rip
+        candidates = [rip, rip + _MAX_INSTRUCTION - 1]
+        for first, last in self.debug.operand_spans():
+            candidates += [first, last]
+        for address in candidates:
             try:
                 if self.translate_for_debugger(address) ^ gpa < PAGE_SIZE:
                     return address & ~PAGE_MASK | gpa & PAGE_MASK
-            except (GuestFault, NestedFault):
+            except GuestFault as fault:
+                if fault.vector == Vector.VC:  # a page table on the way to it
+                    return address
+            except NestedFault:
                 continue
-        return self.cpu.linear_rip & ~PAGE_MASK | gpa & PAGE_MASK
+        return rip
 
     def _fix_table_address(self, plain: int) -> bool:
         """The walker's own accesses are private whatever the C-bit of the table's address is."""
@@ -388,8 +416,13 @@ class Processor:
         writable = kind is AccessKind.WRITE and not encrypted
         cpu.nested.map_page(self.vmpl, gpa & ~PAGE_MASK, target, writable=writable)
         self._transient.append(TransientLeaf(page, watch))
+        cpu.shared.first = 1  # nobody gets the machine back before the instruction has run
         if not self._stepping_for_transient:
             self._stepping_for_transient = True
+            # It starts here, not where run() did.
+            cpu.shared.first_pc = cpu.linear_rip
+            cpu.shared.first_rcx = cpu.regs[RCX]
+            cpu.shared.first_shadow = cpu.interrupt_shadow
             self.debug.hidden_step(True)
 
     def _end_transient(self) -> Watch | None:
@@ -421,29 +454,40 @@ class Processor:
         behind = cpu.rip
         try:
             self.delivery.software_interrupt(vector)
-        except GuestFault:
-            before = self.read(cpu.linear_rip - 1, 1, 0)
-            cpu.rip = behind - (1 if before in (b"\xcc", b"\xce") else 2)
+        except (GuestFault, NestedFault):
+            cpu.rip = behind - self._software_interrupt_length(vector)
             raise
         return True
 
+    def _software_interrupt_length(self, vector: int) -> int:
+        """INT3 and INTO have one byte, INT n has two."""
+        short = {3: b"\xcc", 4: b"\xce"}.get(vector)
+        last = self.read(self.cpu.linear_rip - 1, 1, self.cpu.cpl, AccessKind.FETCH)
+        return 1 if last == short else 2
+
     def _debug_exception(self) -> bool:
-        cpu = self.cpu
-        trap = cpu.shared.trap
-        cpu.shared.trap = Trap.NONE
+        cpu, shared = self.cpu, self.cpu.shared
+        trap = shared.trap
+        shared.trap = Trap.NONE
         if trap == Trap.BREAKPOINT:
             if self.debug.wants_breakpoint(cpu.linear_rip) and not self.debug.stepping:
                 self.leave(DebugStop(DebugReason.BREAKPOINT, cpu.linear_rip))
             else:
-                cpu.shared.skip_breakpoint = cpu.linear_rip
+                shared.skip_breakpoint = cpu.linear_rip
+                if self.debug.forget_breakpoint(cpu.linear_rip) and shared.ticks < shared.deadline:
+                    # Gone since it was armed: without it the run is as fast as before.
+                    self.leave(Paused())
             return False
         if trap == Trap.SHARED_FETCH:
-            gpa = self.translate(cpu.linear_rip, AccessKind.FETCH, cpu.cpl)
-            cpu.forget_code(self.memory.offset_of(gpa & ~C_BIT & ~PAGE_MASK), PAGE_SIZE)
-            self.physical.resolve(self.vmpl, gpa, AccessKind.FETCH, cpu.cpl)
+            rip = cpu.linear_rip
+            # A block ends on the page that it starts on, or with an instruction across its end.
+            for address in (rip, (rip | PAGE_MASK) + 1):
+                gpa = self.translate(address, AccessKind.FETCH, cpu.cpl)
+                cpu.forget_code(self.memory.offset_of(gpa & ~C_BIT & ~PAGE_MASK), PAGE_SIZE)
+                self.physical.resolve(self.vmpl, gpa, AccessKind.FETCH, cpu.cpl)
             raise AssertionError("the engine refused a fetch that the RMP allows")
         guests_own = bool(cpu.eflags_system & _TF) or not self.debug.hidden
-        if self.debug.hidden:
+        if not guests_own:
             self._repeat_last_pass()
         hit = self._end_transient() if self._transient else None
         if guests_own:
@@ -461,8 +505,10 @@ class Processor:
         that pass, which counts as an instruction.
         """
         cpu, shared = self.cpu, self.cpu.shared
-        behind = cpu.linear_rip
-        length = behind - shared.first_pc
+        # Whatever the width of the counter is: most steps end here, without a look at the code.
+        if shared.first_rcx & 0xFFFF != 1 or cpu.regs[RCX] & 0xFFFF:
+            return
+        length = cpu.linear_rip - shared.first_pc
         if not 2 <= length <= _MAX_INSTRUCTION or shared.first_shadow:
             return
         code = self.read(shared.first_pc, length, 0)
@@ -470,14 +516,18 @@ class Processor:
         repeated = 0xF3 in code[:-1] or 0xF2 in code[:-1]
         if opcode not in _STRING_OPCODES or not repeated:
             return
-        mask = (1 << 64) - 1
-        if not self.paging_is_long() or 0x67 in code[:-1]:
-            mask = 0xFFFF_FFFF
-        if not shared.first_rcx & mask or cpu.regs[1] & mask:
+        mask = self._address_mask(other=0x67 in code[:-1])
+        if shared.first_rcx & mask != 1 or cpu.regs[RCX] & mask:
             return
         if opcode in _STRING_COMPARES and bool(cpu.rflags & _ZF) != (0xF3 in code[:-1]):
             return
         cpu.rip -= length
+
+    def _address_mask(self, *, other: bool) -> int:
+        """Of the bits of an address; `other`: the instruction has an address-size prefix."""
+        if self.paging_is_long():
+            return 0xFFFF_FFFF if other else (1 << 64) - 1
+        return 0xFFFF_FFFF if bool(self.cpu.hflags & _HF_CS32) != other else 0xFFFF
 
     def _undefined(self) -> bool:
         self.delivery.raise_exception(Vector.UD, None)
@@ -495,6 +545,8 @@ class Processor:
         if operation[:2] == b"\x0f\x01" and self.instructions.execute(code[:start], operation):
             return True
         if operation[:2] == b"\x0f\xc7" and len(operation) == 3 and operation[2] >= 0xF0:
+            if _NOT_RDRAND & set(code[:start]):
+                return self._undefined()
             return self._rdrand(code, start)
         return self._undefined()
 
@@ -595,17 +647,17 @@ class Processor:
     def _lmsw_operand(self, modrm: int) -> int:
         if modrm >= 0xC0:
             return self.cpu.regs[modrm & 7] & 0xFFFF
-        (address,) = self.debug.operand_addresses()[:1] or (0,)
+        ((address, _),) = self.debug.operand_spans()[:1] or ((0, 0),)
         return int.from_bytes(self.read(address, 2, self.cpu.cpl), "little")
 
     def _set_cr0(self, value: int) -> None:
         cpu, lay = self.cpu, self.cpu.layout
-        if value >> 32 or (value & CR0_PG and not value & _CR0_PE):
+        if value >> 32 or not legal_cr0(value):
             raise GuestFault(Vector.GP, 0)
         efer = cpu.word(lay.efer)
         turned = (value ^ cpu.cr[0]) & CR0_PG
         if turned and value & CR0_PG and efer & _EFER_LME:
-            if not cpu.cr[4] & CR4_PAE:
+            if not cpu.cr[4] & CR4_PAE or cpu.half(lay.segs + 24 + 20) & _CODE_L:
                 raise GuestFault(Vector.GP, 0)
             efer |= _EFER_LMA
         elif turned and not value & CR0_PG:
@@ -620,6 +672,23 @@ class Processor:
         else:
             cpu.flush_tlb()
 
+    def _write_cr4(self) -> bool:
+        """MOV to CR4 (24593, 3.1.3): only what CPUID offers can be set."""
+        cpu = self.cpu
+        code, start = self.opcode()
+        rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
+        value = cpu.regs[code[start + 2] & 7 | (8 if rex & 1 else 0)]
+        if not self.paging_is_long():
+            value &= 0xFFFF_FFFF
+        if value & ~CR4_OFFERED:
+            raise GuestFault(Vector.GP, 0)
+        if cpu.word(cpu.layout.efer) & _EFER_LMA and not value & CR4_PAE:
+            raise GuestFault(Vector.GP, 0)
+        cpu.cr[4] = value
+        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=False)
+        cpu.select_nested_tables(self.vmpl)
+        return self.retire(cpu.shared.insn_length)
+
     def _vmmcall(self) -> bool:
         code, start = self.opcode()
         if b"\xf3" not in code[:start] and b"\xf2" not in code[:start]:
@@ -628,8 +697,16 @@ class Processor:
         self.leave(Vmgexit())
         return True
 
+    def _wbinvd(self) -> bool:
+        """WBINVD, and INVD, which the engine reports as the same."""
+        code, start = self.opcode()
+        return self.vc(0x76 if code[start + 1] == _OP_INVD else 0x89)
+
     def _halt(self) -> bool:
+        trapped = bool(self.cpu.eflags_system & _TF)
         self.retire(self.cpu.shared.insn_length)
+        if trapped:
+            return True  # its #DB woke the CPU up
         if self.vmcb.v_irq is not None and self.cpu.eflags_system & _IF:
             return self._interrupt_window()
         self.leave(Hlt())
@@ -653,10 +730,20 @@ class Processor:
         rex = operand[start - 1] if start and operand[start - 1] & 0xF0 == 0x40 else 0
         register |= 8 if rex & 1 else 0
         number = code & 0xF
+        write = code >= EngineExit.WRITE_DR0
         if number in (4, 5):
+            if self.cpu.cr[4] & _CR4_DE:
+                return self._undefined()
             number += 2
-        if code >= EngineExit.WRITE_DR0:
-            self.cpu.dr[number] = self.cpu.regs[register]
+        if number == _DR7:
+            return self.vc(0x37 if write else 0x27)
+        if write:
+            value = self.cpu.regs[register]
+            if number == _DR6:
+                if value >> 32:
+                    raise GuestFault(Vector.GP, 0)
+                value = value & _DR6_WRITABLE | _DR6_ONES
+            self.cpu.dr[number] = value
         else:
             self.cpu.regs[register] = self.cpu.dr[number]
         return self.retire(start + 3)
@@ -673,9 +760,9 @@ class Processor:
         cpu.shared.v_irq = -1 if vmcb.v_irq is None else vmcb.v_irq
         cpu.set_interrupt_window(vmcb.v_irq is not None)
         if vmcb.v_nmi:
-            vmcb.v_nmi = False
             try:
                 self.delivery.interrupt(NMI)
+                vmcb.v_nmi = False
             except NestedFault as fault:
                 return Npf(fault.gpa, fault.error_code, fault.row)
             except TripleFault as fault:
@@ -691,12 +778,14 @@ class Processor:
 
     def _interrupt_window(self) -> bool:
         """RFLAGS.IF is set and no interrupt shadow is there."""
+        # Whatever comes of it: the engine would report the open window for ever.
         self.cpu.set_interrupt_window(False)
-        self.cpu.shared.v_irq = -1
         vector = self.vmcb.v_irq
         if vector is not None:
-            self.vmcb.v_irq = None
+            # If the delivery ends as a nested fault, the interrupt is still there.
             self.delivery.interrupt(vector)
+            self.vmcb.v_irq = None
+        self.cpu.shared.v_irq = -1
         return True
 
     def _shutdown(self) -> bool:

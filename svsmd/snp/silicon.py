@@ -13,7 +13,8 @@ from typing import Final
 
 from svsmd.snp.access import check_vmsa
 from svsmd.snp.clock import Clock
-from svsmd.snp.cpu_unicorn import RAX, RBX, RCX, RDX, Stop, UnicornCpu
+from svsmd.snp.cpu_unicorn import RAX, RBX, RCX, RDX, UnicornCpu
+from svsmd.snp.engine_callbacks import Stop
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.exits import (
     DebugReason,
@@ -34,11 +35,12 @@ from svsmd.snp.processor import Processor
 from svsmd.snp.psp import SecurityProcessor
 from svsmd.snp.register_file import RegisterFile
 from svsmd.snp.rmp import Rmp
+from svsmd.snp.self_test import check_engine
 from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
 from svsmd.snp.vmpl0_port import Vmpl0Port
-from svsmd.snp.vmsa import Cr0, Efer, SevFeatures, Vmsa
-from svsmd.snp.vmsa_state import load, save
+from svsmd.snp.vmsa import SevFeatures, Vmsa
+from svsmd.snp.vmsa_state import illegal_state, load, save
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,6 @@ class _Context:
     vmcb: Vmcb
     previous_end: int = 0
     previous_page: int = 0
-    stepped: bool = False
     reported: int = _NEVER
     """Linear address of the breakpoint that was reported last; it is passed once."""
 
@@ -105,6 +106,7 @@ class Silicon:
         self.encryption = MemoryEncryption(entropy.stream("memory encryption key").read(32))
         self.physical = PhysicalAccess(self.memory, self.rmp, self.encryption)
         self.cpu = UnicornCpu(self.memory)
+        check_engine(self.cpu)
         self.clock = Clock(self.cpu.shared)
         self.processor = Processor(self.cpu, self.memory, self.rmp, self.physical, entropy)
         self.processor.write_memory_hook = self._memory_written
@@ -190,11 +192,11 @@ class Silicon:
             context = self._load(vmcb)
             self._vmsa_checked = True
         processor, cpu = self.processor, self.cpu
-        if context.stepped:
-            context.stepped = False
-            if processor.debug.stepping:
-                # The step's instruction exited to the host, and is complete now.
-                return DebugStop(DebugReason.STEP, cpu.linear_rip)
+        debug = processor.debug
+        if debug.stepped:
+            # The host has answered; it may have switched to another VMPL, which has not run yet.
+            debug.stepped = False
+            return DebugStop(DebugReason.STEP, cpu.linear_rip)
         self.rmp.set_in_use(Spa(vmcb.vmsa_spa), True)
         try:
             exit_ = self._run(context, until)
@@ -204,7 +206,7 @@ class Silicon:
         if code is not None:
             vmsa = Vmsa(self.memory.page(vmcb.vmsa_spa))
             vmsa.guest_exitcode = code
-            context.stepped = processor.debug.stepping
+            debug.stepped = debug.stepping and isinstance(exit_, Vmgexit | Hlt)
         return exit_
 
     def _run(self, context: _Context, until: int) -> Exit:
@@ -225,6 +227,9 @@ class Silicon:
             vmcb.v_irq = None
         if stop is Stop.VMGEXIT:
             return _VMGEXIT
+        if shared.skip_breakpoint == cpu.linear_rip:
+            # Stopped again before the instruction there ran.
+            context.reported = cpu.linear_rip
         if stop is Stop.DEADLINE:
             return Intr()
         if stop is Stop.REQUESTED:
@@ -246,16 +251,13 @@ class Silicon:
         if self._loaded is not None and self._loaded.vmcb is vmcb:
             return None
         vmsa = Vmsa(self.memory.page(spa))
-        if not vmsa.efer & Efer.SVME:
-            return InvalidVmsa(busy=False, reason="EFER.SVME is clear")
         if vmsa.vmpl > Vmpl.VMPL3:
             return InvalidVmsa(busy=False, reason=f"VMPL {vmsa.vmpl}")
         features = vmsa.sev_features
         if not features & SevFeatures.SNP_ACTIVE or features & ~int(SUPPORTED_SEV_FEATURES):
             return InvalidVmsa(busy=False, reason=f"SEV features {features:#x}")
-        if vmsa.cr0 & Cr0.PG and not vmsa.cr0 & Cr0.PE:
-            return InvalidVmsa(busy=False, reason=f"CR0 {vmsa.cr0:#x}")
-        return None
+        illegal = illegal_state(vmsa)
+        return None if illegal is None else InvalidVmsa(busy=False, reason=illegal)
 
     # -- contexts ---------------------------------------------------------------------------
 

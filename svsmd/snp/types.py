@@ -35,6 +35,9 @@ Real parts have it at 51; the engine has 40 physical address bits, so here it is
 """
 C_BIT: Final = 1 << C_BIT_POSITION
 
+PHYSICAL_BITS: Final = C_BIT_POSITION + 1
+"""Bits of a guest-physical address, the C-bit included."""
+
 
 class PageSize(IntEnum):
     """Page size operand of PVALIDATE, RMPADJUST and RMPUPDATE (24594, PVALIDATE: ECX[0])."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from svsmd.snp.access import AccessKind
-from svsmd.snp.faults import GuestFault, NestedFault, Vector
+from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.rmp import RmpQueryResult
 from svsmd.snp.types import C_BIT, Gpa, PageSize, Spa, Vmpl
 
@@ -59,8 +59,6 @@ class Vmpl0Port:
 
     def _operand(self, gva: int) -> tuple[Spa, Gpa]:
         gpa, _ = self._translate(gva, AccessKind.READ)
-        if not gpa & C_BIT:
-            raise GuestFault(Vector.GP, 0, gva)
         plain = gpa & ~C_BIT
         return Spa(plain), Gpa(plain)
 

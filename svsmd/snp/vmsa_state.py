@@ -13,7 +13,8 @@ from unicorn import x86_const as x86
 
 from svsmd.snp.cpu_unicorn import UnicornCpu
 from svsmd.snp.page_walk import EFER_LMA
-from svsmd.snp.vmsa import XMM_COUNT, XMM_SIZE, Segment, Vmsa
+from svsmd.snp.types import PHYSICAL_BITS
+from svsmd.snp.vmsa import XMM_COUNT, XMM_SIZE, Cr0, Cr4, Efer, Segment, Vmsa
 
 EFER_SVME: Final = 1 << 12
 _GPRS: Final = (
@@ -33,6 +34,10 @@ _HF_TF, _HF_LMA, _HF_CS64, _HF_SVME, _HF_GUEST = 1 << 8, 1 << 14, 1 << 15, 1 << 
 _HF_OSFXSR, _HF_SMAP = 1 << 22, 1 << 23
 _HF_INHIBIT_IRQ: Final = 1 << 3
 _VINTR_SHADOW: Final = 1 << 10
+_VINTR_TPR: Final = 0xF
+_EFER_LME: Final = 1 << 8
+_CR0_PE, _CR0_PG = 1 << 0, 1 << 31
+_MXCSR: Final = 0xFFFF
 _ATTRIB_L, _ATTRIB_B = 1 << 9, 1 << 10
 _EFLAGS_VM: Final = 1 << 17
 
@@ -41,6 +46,46 @@ _FPSTT, _FPTAGS = 12, 20
 _FPREGS: Final = 32
 _FSW_TOP_SHIFT: Final = 11
 _FSW_TOP: Final = 7 << _FSW_TOP_SHIFT
+
+
+CR4_OFFERED: Final = int(
+    Cr4.VME | Cr4.PVI | Cr4.TSD | Cr4.DE | Cr4.PSE | Cr4.PAE | Cr4.MCE | Cr4.PGE | Cr4.PCE
+    | Cr4.OSFXSR | Cr4.OSXMMEXCPT | Cr4.FSGSBASE | Cr4.SMEP | Cr4.SMAP
+)  # fmt: skip
+"""Bits of CR4 that can be set: what CPUID announces (svsmd/snp/cpuid_policy.py)."""
+_EFER_DEFINED: Final = int(
+    Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE | Efer.SVME | Efer.LMSLE | Efer.FFXSR
+)
+
+
+def legal_cr0(value: int) -> bool:
+    """Whether CR0 may have this value (24593, 3.1.1)."""
+    return bool((value & Cr0.PE or not value & Cr0.PG) and (value & Cr0.CD or not value & Cr0.NW))
+
+
+def illegal_state(vmsa: Vmsa) -> str | None:
+    """What VMRUN finds wrong with the state, or None (24593, 15.5.1)."""
+    cr0, cr4, efer, code = vmsa.cr0, vmsa.cr4, vmsa.efer, vmsa.cs.attrib
+    if not efer & Efer.SVME or efer & ~_EFER_DEFINED:
+        return f"EFER {efer:#x}"
+    if cr0 >> 32 or not legal_cr0(cr0):
+        return f"CR0 {cr0:#x}"
+    if cr4 & ~CR4_OFFERED:
+        return f"CR4 {cr4:#x}"
+    if vmsa.cr3 >> PHYSICAL_BITS:
+        return f"CR3 {vmsa.cr3:#x}"
+    if vmsa.dr6 >> 32 or vmsa.dr7 >> 32:
+        return f"DR6 {vmsa.dr6:#x}, DR7 {vmsa.dr7:#x}"
+    if cr0 & Cr0.PG and efer & Efer.LME:
+        if not cr4 & Cr4.PAE:
+            return "long mode without CR4.PAE"
+        if code & _ATTRIB_L and code & _ATTRIB_B:
+            return "long mode with CS.L and CS.D"
+        if vmsa.rflags & _EFLAGS_VM:
+            return "long mode with RFLAGS.VM"
+    if vmsa.cpl > 3:
+        return f"CPL {vmsa.cpl}"
+    return None
 
 
 def engine_flags(attributes: int) -> int:
@@ -99,7 +144,10 @@ def load(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     cpu.rip = vmsa.rip
     cpu.rflags = vmsa.rflags
     cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4] = vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4
-    cpu.set_word(lay.efer, vmsa.efer | EFER_SVME)
+    efer = vmsa.efer & ~EFER_LMA | EFER_SVME
+    if efer & _EFER_LME and vmsa.cr0 & _CR0_PG:
+        efer |= EFER_LMA
+    cpu.set_word(lay.efer, efer)
     cpu.dr[0], cpu.dr[1], cpu.dr[2], cpu.dr[3] = vmsa.dr0, vmsa.dr1, vmsa.dr2, vmsa.dr3
     # DR7 is intercepted and stays in the VMSA: the engine's own breakpoints are never armed by it.
     cpu.dr[6] = vmsa.dr6
@@ -117,7 +165,8 @@ def load(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     cpu.set_word(lay.xcr0, vmsa.xcr0)
     _load_fpu(cpu, vmsa)
     shadow = bool(vmsa.vintr_ctrl & _VINTR_SHADOW)
-    cpu.hflags = mode_flags(cpu, vmsa.cpl, shadow=shadow)
+    cpl = vmsa.cpl & 3 if vmsa.cr0 & _CR0_PE else 0
+    cpu.hflags = mode_flags(cpu, cpl, shadow=shadow)
 
 
 def save(cpu: UnicornCpu, vmsa: Vmsa) -> None:
@@ -175,7 +224,7 @@ def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
         vectors[at : at + 16] = list(values[16 * register : 16 * register + 16])
     # The rounding modes that follow from the control words live elsewhere in the engine.
     cpu.reg_write(x86.UC_X86_REG_FPCW, vmsa.x87_fcw)
-    cpu.reg_write(x86.UC_X86_REG_MXCSR, vmsa.mxcsr)
+    cpu.reg_write(x86.UC_X86_REG_MXCSR, vmsa.mxcsr & _MXCSR)
 
 
 def _save_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:

@@ -113,10 +113,8 @@ enum {
 	EXIT_RDTSC = 0x16e,
 	EXIT_RDPMC = 0x16f,
 	EXIT_CPUID = 0x172,
-	EXIT_INVD = 0x176,
 	EXIT_MSR = 0x17c,
 	EXIT_VMMCALL = 0x181,
-	EXIT_WBINVD = 0x189,
 	EXIT_MONITOR = 0x18a,
 	EXIT_MWAIT = 0x18b,
 	VECTOR_DB = 1,
@@ -330,7 +328,8 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b)
 		 * Fetches are private accesses, and a page that is not assigned has no private content.
 		 * Looking once is enough: translations are dropped when the RMP entry of a page changes.
 		 */
-		if (!s->assigned[b->page[0] >> 12]) {
+		if (!s->assigned[b->page[0] >> 12] ||
+		    (b->page[1] != ~(uint64_t)0 && !s->assigned[b->page[1] >> 12])) {
 			s->trap = TRAP_SHARED_FETCH;
 			s->raise(s->env, VECTOR_DB, 0, 0);
 		}
@@ -343,6 +342,8 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b)
 		s->next_check = s->deadline;
 	if (s->slice_end < s->next_check)
 		s->next_check = s->slice_end;
+	if (__atomic_load_n(&s->stop, __ATOMIC_RELAXED))
+		s->next_check = 0;
 	/*
 	 * A deadline that is due goes first: were the machine given back here, its owner could not tell
 	 * a deadline that waits for a canonical boundary from one that was taken.
@@ -359,19 +360,36 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b)
 	return 0;
 }
 
-void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
+/* The rest of on_block(), apart so that the usual block needs no stack frame. */
+static __attribute__((noinline, cold)) void on_block_slow(struct shared *s, uc_engine *uc,
+							  uint64_t pc, uintptr_t return_address)
 {
-	struct shared *s = user;
-	struct block *b = block_of(s, (uintptr_t)__builtin_return_address(0));
+	struct block *b = block_of(s, return_address);
 
-	(void)size;
-	if (__builtin_expect(!b || b->pc != pc, 0)) {
+	if (!b || b->pc != pc) {
 		stop(s, uc, STOP_BROKEN);
 		return;
 	}
-	if (__builtin_expect(s->ticks >= s->next_check, 0) && check(s, uc, b))
+	if (s->ticks >= s->next_check && check(s, uc, b))
 		return;
 	s->ticks += b->icount;
+	s->block = b;
+}
+
+void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
+{
+	struct shared *s = user;
+	uintptr_t return_address = (uintptr_t)__builtin_return_address(0);
+	uintptr_t code = return_address & ~(uintptr_t)(BLOCK_ALIGN - 1);
+	struct block *b = (struct block *)(code - s->header);
+	uint64_t ticks = s->ticks;
+
+	(void)size;
+	if (__builtin_expect((b->code != (uint8_t *)code) | (b->pc != pc) | (ticks >= s->next_check), 0)) {
+		on_block_slow(s, uc, pc, return_address);
+		return;
+	}
+	s->ticks = ticks + b->icount;
 	s->block = b;
 }
 
@@ -661,8 +679,6 @@ static int serve(struct shared *s, uc_engine *uc, uint32_t code)
 		return deliver_vc(s, code, 0x7b);
 	case EXIT_RDPMC:
 	case EXIT_CPUID:
-	case EXIT_INVD:
-	case EXIT_WBINVD:
 	case EXIT_MONITOR:
 	case EXIT_MWAIT:
 		return deliver_vc(s, code, code & 0xff);
@@ -741,11 +757,15 @@ void svsmd_on_breakpoint(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
 	s->raise(s->env, VECTOR_DB, 0, 0);
 }
 
-/* SYSCALL (24594): the engine adds the instruction's two bytes to RIP after this. */
+/*
+ * SYSCALL (24594). It ends its block; the engine adds the instruction's length to RIP after this.
+ * The engine looks for RFLAGS.TF alone behind a SYSCALL: our own single step is raised here.
+ */
 void svsmd_on_syscall(uc_engine *uc, void *user)
 {
 	struct shared *s = user;
-	uint64_t star = get64(s, s->star), rip = get64(s, s->eip) + 2;
+	uint64_t star = get64(s, s->star), rip = get64(s, s->eip), target;
+	uint64_t length = s->block->pc + s->block->size - rip - get64(s, s->cs_base);
 	uint64_t flags = read_rflags(s) & ~(uint64_t)EFLAGS_RF;
 	uint32_t hflags = get32(s, s->hflags);
 	uint32_t selector = (uint32_t)(star >> 32) & 0xfffc;
@@ -753,11 +773,24 @@ void svsmd_on_syscall(uc_engine *uc, void *user)
 	(void)uc;
 	if (!(get64(s, s->efer) & EFER_SCE))
 		s->raise(s->env, VECTOR_UD, 0, 0);
-	put64(s, s->regs + 8 * RCX, rip);
-	put64(s, s->regs + 8 * R11, flags);
-	put64(s, s->eip, get64(s, hflags & HF_CS64 ? s->lstar : s->cstar) - 2);
-	put_rflags(s, flags & ~get64(s, s->fmask));
-	put_segment(s, CS, selector, 0xffffffffu, 0x00a09b00);
 	put_segment(s, SS, selector + 8, 0xffffffffu, 0x00c09300);
-	put32(s, s->hflags, (hflags & ~(HF_CPL | HF_ADDSEG)) | HF_CS64 | HF_CS32 | HF_SS32);
+	if (hflags & HF_LMA) {
+		put64(s, s->regs + 8 * RCX, rip + length);
+		put64(s, s->regs + 8 * R11, flags);
+		target = get64(s, hflags & HF_CS64 ? s->lstar : s->cstar);
+		put_rflags(s, flags & ~get64(s, s->fmask));
+		put_segment(s, CS, selector, 0xffffffffu, 0x00a09b00);
+		hflags |= HF_CS64;
+	} else {
+		put64(s, s->regs + 8 * RCX, (uint32_t)(rip + length));
+		target = (uint32_t)star;
+		put_rflags(s, flags & ~(uint64_t)(EFLAGS_IF | EFLAGS_VM));
+		put_segment(s, CS, selector, 0xffffffffu, 0x00c09b00);
+	}
+	put32(s, s->hflags, (hflags & ~(HF_CPL | HF_ADDSEG)) | HF_CS32 | HF_SS32);
+	if (s->stepping) {
+		put64(s, s->eip, target);
+		s->raise(s->env, VECTOR_DB, 0, 0);
+	}
+	put64(s, s->eip, target - length);
 }

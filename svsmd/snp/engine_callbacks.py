@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: MIT
+"""What the CPU engine calls while it runs, and what these callbacks tell everyone else.
+
+The engine calls back before each translation block, at each exit, at IN, OUT and SYSCALL, and
+after each translation. The callbacks count instructions, stop at deadlines, keep fetches off
+shared pages, and turn the engine's events into exits; they know nothing about SEV-SNP's policy.
+There are two sets of them that behave the same: svsmd/snp/native_callbacks.py and
+svsmd/snp/python_callbacks.py, which is for where no compiler was at hand.
+
+Exit codes: 24593, appendix C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Any, Final, Protocol
+
+from svsmd.snp.engine_layout import EngineLayout, EngineMismatch
+from svsmd.snp.memory import GuestMemory
+from svsmd.snp.types import PAGE_SIZE
+
+NEVER: Final = (1 << 64) - 1
+"""A tick that does not come; an address of nothing."""
+
+_STATE_BYTES: Final = 0x1800
+
+
+class EngineExit(IntEnum):
+    """Exit codes that the interrupt hook sees: 0x100 + SVM exit code (24593, appendix C)."""
+
+    WRITE_CR0 = 0x110
+    WRITE_CR4 = 0x114
+    READ_DR0 = 0x120
+    WRITE_DR0 = 0x130
+    EXCEPTION = 0x140
+    DB = 0x141
+    UD = 0x146
+    PF = 0x14E
+    VC = 0x15D
+    VINTR = 0x164
+    RDTSC = 0x16E
+    RDPMC = 0x16F
+    CPUID = 0x172
+    HLT = 0x178
+    INVLPGA = 0x17A
+    MSR = 0x17C
+    SHUTDOWN = 0x17F
+    VMRUN = 0x180
+    VMMCALL = 0x181
+    VMLOAD = 0x182
+    VMSAVE = 0x183
+    STGI = 0x184
+    CLGI = 0x185
+    SKINIT = 0x186
+    WBINVD = 0x189
+    MONITOR = 0x18A
+    MWAIT = 0x18B
+    NPF = 0x500
+
+
+class Stop(IntEnum):
+    """Why run() came back; enum stop_reason of native/accel.c."""
+
+    NONE = 0
+    DEADLINE = 1
+    REQUESTED = 2
+    EXIT = 3
+    BROKEN = 4
+    VMGEXIT = 5
+
+
+class Trap(IntEnum):
+    """Why an exit DB is the engine's own; enum trap of native/accel.c."""
+
+    NONE = 0
+    BREAKPOINT = 1
+    SHARED_FETCH = 2
+
+
+class EngineState(Protocol):
+    """What the callbacks share with the rest of the silicon.
+
+    Attributes:
+        ticks: guest instructions retired, plus what others charged.
+        deadline: tick at which run() ends, before an instruction that does not follow its
+            predecessor in memory or lies on another page.
+        slice_end: tick after which run() ends at the next block.
+        previous_end: between runs, linear address behind the last instruction.
+        previous_page: between runs, page number of the last block.
+        stop: set by anyone, from any thread: run() ends at the next block.
+        stopped: a Stop.
+        first: no block has run since the start: there must be progress.
+        next_check: tick at which the callbacks look at the fields above; 0 for the next block.
+        stepping: the engine's single-step flag is on.
+        trap: a Trap, with an exit DB.
+        skip_breakpoint: linear address whose breakpoint is passed once.
+        exits: statistics.
+        io_port, io_size: of the IN or OUT that is an exit VC.
+        fast: events that need no decision may be served without the exit handler.
+        rdtsc_exits: RDTSC is a #VC.
+        v_irq: vector that waits for the interrupt window, or -1.
+        insn_length: bytes of the instruction that the last exit names.
+        ghcb_msr: C001_0130.
+        first_pc, first_rcx, first_shadow: of the first block since the start: linear address, RCX
+            before it, and whether it lay in an interrupt shadow.
+    """
+
+    ticks: int
+    deadline: int
+    slice_end: int
+    previous_end: int
+    previous_page: int
+    stop: int
+    stopped: int
+    first: int
+    next_check: int
+    stepping: int
+    trap: int
+    skip_breakpoint: int
+    exits: int
+    io_port: int
+    io_size: int
+    fast: int
+    rdtsc_exits: int
+    v_irq: int
+    insn_length: int
+    ghcb_msr: int
+    first_pc: int
+    first_rcx: int
+    first_shadow: int
+
+
+class Engine:
+    """The engine's own interface, as the callbacks use it.
+
+    Args:
+        uc: the engine, in guest mode.
+        lib: its library.
+        exit_info_2: host address of EXITINFO2 in its VMCB.
+    """
+
+    def __init__(
+        self, uc: Any, lib: Any, memory: GuestMemory, layout: EngineLayout, exit_info_2: int
+    ) -> None:
+        self.memory = memory
+        self.layout = layout
+        self.exit_info_2 = exit_info_2
+        self.lib = lib
+        self.running = False
+        self._uc = uc
+        self._handle = uc._uch
+        self._internals = ctypes.CDLL(lib._name)
+        self._emu_start = lib.uc_emu_start
+        self._emu_stop = lib.uc_emu_stop
+        self._invalidate = self.internal("tb_invalidate_phys_range")
+        self.words = (ctypes.c_uint64 * (_STATE_BYTES // 8)).from_address(layout.env)
+        self.halves = (ctypes.c_uint32 * (_STATE_BYTES // 4)).from_address(layout.env)
+        self._rip = layout.eip // 8
+
+    def internal(self, name: str) -> Any:
+        """A function of the engine that its public interface does not offer."""
+        return getattr(self._internals, f"{name}_x86_64")
+
+    def hook(
+        self, kind: int, function: Any, user: Any, *extra: Any, begin: int = 1, end: int = 0
+    ) -> ctypes.c_size_t:
+        """Has the engine call a function; by default, wherever it is.
+
+        Raises:
+            EngineMismatch: the engine refuses.
+        """
+        hook = ctypes.c_size_t()
+        code = self.lib.uc_hook_add(
+            self._handle, ctypes.byref(hook), kind, ctypes.cast(function, ctypes.c_void_p),
+            user, ctypes.c_uint64(begin), ctypes.c_uint64(end), *extra,
+        )  # fmt: skip
+        if code:
+            raise EngineMismatch(f"hook of kind {kind} refused: error {code}")
+        return hook
+
+    def unhook(self, hook: ctypes.c_size_t) -> None:
+        """Undoes hook()."""
+        self.lib.uc_hook_del(self._handle, hook)
+
+    def start(self) -> int:
+        """Runs from RIP until stop(); returns the engine's error code, 0 for none."""
+        self.running = True
+        error: int = self._emu_start(
+            self._handle, ctypes.c_uint64(self.words[self._rip]), ctypes.c_uint64(0),
+            ctypes.c_uint64(0), ctypes.c_size_t(0),
+        )  # fmt: skip
+        self.running = False
+        return error
+
+    def stop(self) -> None:
+        """Ends start(), at the start of a block if it is called from there."""
+        self._emu_stop(self._handle)
+
+    def flush_code(self) -> None:
+        """Drops all translated code."""
+        self._uc.ctl_flush_tb()
+
+    def set_exits(self, addresses: Iterable[int]) -> None:
+        """Makes the instructions at these linear addresses exits HLT, once they are translated."""
+        self._uc.ctl_set_exits(list(addresses))
+
+    def enable_exits(self, on: bool) -> None:
+        """Whether set_exits() has an effect."""
+        self._uc.ctl_exits_enabled(on)
+
+    def invalidate(self, offset: int, nbytes: int) -> None:
+        """Drops translated code of a range of RAM."""
+        first, end = ctypes.c_uint64(offset), ctypes.c_uint64(offset + nbytes)
+        self._invalidate(self._handle, first, end)
+
+
+class EngineCallbacks(ABC):
+    """One set of callbacks, installed.
+
+    Attributes:
+        state: what they share with the rest.
+        assigned: one byte a RAM page: the RMP says that it is a guest's.
+        mode_flags: bits of the engine's mode flags that must always be set.
+    """
+
+    state: EngineState
+    mode_flags: int = 0
+
+    def __init__(self, engine: Engine, on_exit: Callable[[int], None]) -> None:
+        self._engine = engine
+        self._on_exit = on_exit
+        ram = engine.memory.size
+        self.assigned = sparse(ram // PAGE_SIZE)
+        # One byte a RAM page: something of it was translated. One bit a RAM byte: a block was
+        # translated that starts there.
+        self._has_code = sparse(ram // PAGE_SIZE)
+        self._code_map = sparse(ram // 8)
+
+    @abstractmethod
+    def run(self) -> int:
+        """Runs the engine until `state.stopped` says why not; returns the engine's error code."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """From within a callback: ends run(); who calls it has set `state.stopped`."""
+
+    @abstractmethod
+    def arm_breakpoint(self, address: int) -> None:
+        """Makes execution of the linear address an exit DB with Trap.BREAKPOINT."""
+
+    @abstractmethod
+    def disarm_breakpoint(self, address: int) -> None:
+        """Undoes arm_breakpoint()."""
+
+    @property
+    @abstractmethod
+    def armed_breakpoints(self) -> frozenset[int]:
+        """Linear addresses that are armed."""
+
+    def power_on(self) -> None:
+        """Forgets all code, and the time that has passed."""
+        state = self.state
+        state.ticks = state.exits = 0
+        state.previous_end = state.previous_page = 0
+        state.slice_end = state.deadline = state.skip_breakpoint = NEVER
+        self._has_code[:PAGE_SIZE] = bytes(PAGE_SIZE)
+        self._engine.flush_code()
+
+    def forget_code(self, offset: int, nbytes: int) -> None:
+        """Drops translated code of a range of RAM whose content changed behind the engine."""
+        first, last = offset // PAGE_SIZE, (offset + nbytes - 1) // PAGE_SIZE
+        if self._has_code.find(b"\1", first, last + 1) >= 0:
+            self._engine.invalidate(offset, nbytes)
+
+
+def sparse(nbytes: int) -> mmap.mmap:
+    """Zeroed memory that costs nothing where it is not touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return mmap.mmap(-1, max(PAGE_SIZE, nbytes), flags=flags)
+
+
+def address_of(mapping: mmap.mmap | memoryview) -> int:
+    """Host address of a mapping."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))

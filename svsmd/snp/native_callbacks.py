@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The engine's callbacks in native code: native/accel.c, compiled to native/accel.so.
+
+Beside what svsmd/snp/engine_callbacks.py asks for, they serve the events that come by the ten
+thousand without Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, cast
+
+from unicorn import unicorn_const as ucc
+from unicorn import x86_const as x86
+
+from svsmd.snp.engine_callbacks import (
+    NEVER,
+    Engine,
+    EngineCallbacks,
+    EngineState,
+    address_of,
+)
+from svsmd.snp.engine_layout import BLOCK_HEADER, SEGMENT_STRIDE, EngineMismatch
+
+_EXIT_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_uint32)
+_CS: Final = 1
+_TLB_BEFORE_STATE: Final = 64
+
+_OFFSETS: Final = (
+    "regs", "eflags", "cc_src", "cc_op", "df", "hflags", "segs", "efer",
+    "star", "lstar", "cstar", "fmask", "cr", "gdt", "idt", "tr",
+)  # fmt: skip
+"""Fields of the layout that native code uses."""
+
+_FUNCTIONS: Final = (
+    ("read_eflags", "helper_read_eflags"), ("raise_", "raise_exception_err_ra"),
+    ("load64", "cpu_ldq_mmuidx_ra"), ("load8", "cpu_ldub_mmuidx_ra"),
+    ("store64", "cpu_stq_mmuidx_ra"), ("reset_dirty", "tlb_reset_dirty"),
+)  # fmt: skip
+"""Functions of the engine that native code calls."""
+
+
+class _Shared(ctypes.Structure):
+    """struct shared of native/accel.c."""
+
+    _fields_ = (
+        ("ticks", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("slice_end", ctypes.c_uint64),
+        ("previous_end", ctypes.c_uint64), ("previous_page", ctypes.c_uint64),
+        ("block", ctypes.c_void_p), ("env", ctypes.c_void_p), ("header", ctypes.c_uint64),
+        ("stop", ctypes.c_uint32), ("stopped", ctypes.c_uint32), ("first", ctypes.c_uint32),
+        ("stepping", ctypes.c_uint32), ("eip", ctypes.c_uint32), ("cs_base", ctypes.c_uint32),
+        ("error_code", ctypes.c_uint32), ("exception_is_int", ctypes.c_uint32),
+        ("io_port", ctypes.c_uint32), ("io_size", ctypes.c_uint32), ("io_is_in", ctypes.c_uint32),
+        ("io_value", ctypes.c_uint32), ("trap", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32), ("skip_breakpoint", ctypes.c_uint64),
+        ("exits", ctypes.c_uint64),
+        ("assigned", ctypes.c_void_p),
+        *((name, ctypes.c_uint32) for name in _OFFSETS),
+        ("fast", ctypes.c_uint32), ("rdtsc_exits", ctypes.c_uint32), ("v_irq", ctypes.c_int32),
+        ("insn_length", ctypes.c_uint32), ("ghcb_msr", ctypes.c_uint64),
+        ("delivering", ctypes.c_uint32), ("event_code", ctypes.c_uint32),
+        ("event_error", ctypes.c_uint32), ("tsc_aux", ctypes.c_uint32),
+        ("event_address", ctypes.c_uint64), ("generated", ctypes.c_uint32),
+        ("padding_2", ctypes.c_uint32),
+        ("first_pc", ctypes.c_uint64), ("first_rcx", ctypes.c_uint64),
+        ("first_shadow", ctypes.c_uint32), ("padding_3", ctypes.c_uint32),
+        ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64),
+        ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p),
+        ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
+        ("reset_dirty", ctypes.c_void_p), ("exit_info_2", ctypes.c_void_p),
+        ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),
+        ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
+        ("emu_stop", ctypes.c_void_p), ("read_eflags", ctypes.c_void_p),
+        ("raise_", ctypes.c_void_p), ("exit_handler", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def native_library() -> Path:
+    """Where the compiled callbacks are looked for."""
+    return Path(__file__).with_name("native") / "accel.so"
+
+
+class NativeCallbacks(EngineCallbacks):
+    """The callbacks of native/accel.c."""
+
+    def __init__(self, engine: Engine, on_exit: Callable[[int], None]) -> None:
+        super().__init__(engine, on_exit)
+        self._library = ctypes.CDLL(str(native_library()))
+        self._shared = shared = _Shared()
+        self.state = cast("EngineState", shared)
+        self._user = ctypes.byref(shared)
+        self._breakpoints: dict[int, ctypes.c_size_t] = {}
+        self._fill(shared)
+        library = self._library
+        for kind, function, extra in (
+            (ucc.UC_HOOK_BLOCK, library.svsmd_on_block, ()),
+            (ucc.UC_HOOK_EDGE_GENERATED, library.svsmd_on_translation, ()),
+            (ucc.UC_HOOK_INTR, library.svsmd_on_exit, ()),
+            (ucc.UC_HOOK_INSN, library.svsmd_on_in, (ctypes.c_int(x86.UC_X86_INS_IN),)),
+            (ucc.UC_HOOK_INSN, library.svsmd_on_out, (ctypes.c_int(x86.UC_X86_INS_OUT),)),
+            (ucc.UC_HOOK_INSN, library.svsmd_on_syscall, (ctypes.c_int(x86.UC_X86_INS_SYSCALL),)),
+        ):
+            engine.hook(kind, function, self._user, *extra)
+
+    def _fill(self, shared: _Shared) -> None:
+        engine, layout = self._engine, self._engine.layout
+        shared.env, shared.cpu = layout.env, layout.cpu
+        shared.header = BLOCK_HEADER
+        shared.eip = layout.eip
+        shared.cs_base = layout.segs + _CS * SEGMENT_STRIDE + 8
+        shared.error_code = layout.error_code
+        shared.exception_is_int = layout.exception_is_int
+        shared.tsc_aux = layout.tsc_aux
+        for name in _OFFSETS:
+            setattr(shared, name, getattr(layout, name))
+        for field, symbol in _FUNCTIONS:
+            function = engine.internal(symbol)
+            setattr(shared, field, ctypes.cast(function, ctypes.c_void_p).value)
+        shared.emu_stop = ctypes.cast(engine.lib.uc_emu_stop, ctypes.c_void_p).value
+        self._exit_handler = _EXIT_HANDLER(self._on_exit)
+        shared.exit_handler = ctypes.cast(self._exit_handler, ctypes.c_void_p).value
+        shared.slice_end = shared.deadline = shared.skip_breakpoint = NEVER
+        shared.v_irq = -1
+        shared.fast = 1
+        shared.assigned = address_of(self.assigned)
+        shared.has_code = address_of(self._has_code)
+        shared.code_map = address_of(self._code_map)
+        shared.ram, shared.ram_size = engine.memory.address, engine.memory.size
+        shared.tlb = self._tlb()
+        shared.exit_info_2 = engine.exit_info_2
+        shared.interrupt_request = layout.cpu + layout.interrupt_request
+
+    def _tlb(self) -> int:
+        """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""
+        address = self._engine.layout.env - _TLB_BEFORE_STATE
+        for mask, table in struct.iter_unpack("<QQ", ctypes.string_at(address, 3 * 16)):
+            entries = (mask >> 6) + 1
+            if mask & 63 or entries & (entries - 1) or not table:
+                raise EngineMismatch("the engine's TLB is not where it must be")
+        return address
+
+    def run(self) -> int:
+        error = self._engine.start()
+        if self._shared.block:
+            self._library.svsmd_settle(self._user, 1)
+        return error
+
+    def stop(self) -> None:
+        self._engine.stop()
+
+    def power_on(self) -> None:
+        super().power_on()
+        self._shared.next_sweep = 0
+
+    def arm_breakpoint(self, address: int) -> None:
+        if address not in self._breakpoints:
+            function: Any = self._library.svsmd_on_breakpoint
+            self._breakpoints[address] = self._engine.hook(
+                ucc.UC_HOOK_CODE, function, self._user, begin=address, end=address
+            )
+            self._engine.flush_code()
+
+    def disarm_breakpoint(self, address: int) -> None:
+        hook = self._breakpoints.pop(address, None)
+        if hook is not None:
+            self._engine.unhook(hook)
+            self._engine.flush_code()
+
+    @property
+    def armed_breakpoints(self) -> frozenset[int]:
+        return frozenset(self._breakpoints)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""What a hypervisor may do with the chip."""
+
+from __future__ import annotations
+
+import pytest
+
+from svsmd.snp.exits import Hlt
+from svsmd.snp.memory import NotRam
+from svsmd.snp.rmp import RmpReturn, RmpUpdate
+from svsmd.snp.silicon import RmpViolation
+from svsmd.snp.types import Spa
+from tests.bare_machine import CODE, DATA, MEMORY, SPARE, VMSA, BareMachine
+
+
+def test_host_reads_ciphertext_and_plaintext():
+    m = BareMachine()
+    m.write(DATA, b"secret" * 8)
+    data = m.silicon.host_read(DATA, 48)
+    assert b"secret" not in data
+    assert data == m.silicon.host_read(DATA, 48)
+    m.silicon.host_write(SPARE, b"public")
+    assert m.silicon.host_read(SPARE, 6) == b"public"
+    with pytest.raises(NotRam):
+        m.silicon.host_read(MEMORY, 1)
+
+
+def test_host_cannot_write_private_pages():
+    m = BareMachine()
+    with pytest.raises(RmpViolation):
+        m.silicon.host_write(DATA - 4, b"12345678")
+    assert m.read(DATA - 4, 4) == bytes(4)
+    assert m.silicon.host_page(DATA) is None
+
+
+def test_host_reads_of_a_vmsa_show_its_latest_state_encrypted():
+    m = BareMachine()
+    m.run("mov rax, 0x1122334455667788; hlt")
+    before = m.silicon.host_read(VMSA, 0x1000)
+    m.run("hlt")
+    assert m.silicon.host_read(VMSA, 0x1000) != before
+    assert (0x1122334455667788).to_bytes(8, "little") not in before
+
+
+def test_the_exit_code_is_in_the_vmsa():
+    m = BareMachine()
+    assert m.run("hlt") == Hlt()
+    assert m.vmsa.guest_exitcode == 0x78
+
+
+def test_the_rmp_forgets_a_context_with_its_page():
+    m = BareMachine()
+    assert m.run("hlt; hlt") == Hlt()
+    assert m.rmp.rmpupdate(Spa(VMSA), RmpUpdate()) is RmpReturn.SUCCESS
+    m.silicon.host_write(VMSA, bytes(0x1000))
+    m.silicon.save_loaded()
+    assert m.silicon.host_read(VMSA, 0x1000) == bytes(0x1000)
+    m.own(CODE + 0x10_0000)
