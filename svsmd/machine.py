@@ -289,7 +289,9 @@ class Machine:
             return Ended(ExitCode.OK, "the guest reset the machine")
         log.info("the guest reset the machine; it starts again from its launch")
         ticks = self.clock_now
+        debug = self.silicon.debug
         self._power_on()
+        self.silicon.debug.take_over(debug)
         self.silicon.clock.advance(ticks)
         return None
 
@@ -303,20 +305,29 @@ class Machine:
     def step_vcpu(self, index: int) -> SliceEnd:
         """Executes one instruction of a vCPU while the others stand still.
 
-        Interrupts and timers that are due come as in a free run. A vCPU that has nothing to run
-        comes back at once, as Idle.
+        Interrupts and timers that are due come as in a free run; the delivery of one is a step of
+        its own. If all vCPUs are halted, the clock jumps to the next timer, once. A vCPU that has
+        nothing to run comes back at once, as Idle; a machine that was reset, as Stopped.
         """
         debug = self.silicon.debug
         self.silicon.cpu.clear_stop()
         debug.set_stepping(True)
+        jumped = False
         try:
             for _ in range(_STEP_TRIES):
                 outcome = self.hypervisor.step_vcpu(index)
-                if outcome is None:
-                    return Idle(None)
+                match outcome:
+                    case None:
+                        return Idle(None)
+                    case AllHalted(int() as deadline) if not jumped:
+                        jumped = True
+                        self.skip_idle(max(0, deadline - self.clock_now))
+                        continue
                 end = self._slice_end(outcome)
                 if end is not None:
                     return end
+                if self.silicon.debug is not debug:
+                    return Stopped()
         finally:
             debug.set_stepping(False)
         return Idle(None)

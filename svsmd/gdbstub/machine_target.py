@@ -25,14 +25,15 @@ from svsmd.gdbstub.target import (
     Thread,
     WatchpointKind,
 )
-from svsmd.host.vcpu import Activity, Vcpu
+from svsmd.host.vcpu import Activity, Vcpu, World
 from svsmd.machine import Machine
-from svsmd.slice_end import DebugEvent, Ended, Idle
+from svsmd.slice_end import DebugEvent, Ended
 from svsmd.snp.debug_support import Watch
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.faults import GuestFault, NestedFault, Vector
 from svsmd.snp.register_file import RegisterFile, UnknownRegister
-from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vmpl
+from svsmd.snp.vmsa import Vmsa
 
 _WATCH_REASON: Final = {
     WatchpointKind.WRITE: DebugReason.WRITE_WATCHPOINT,
@@ -44,16 +45,24 @@ _STOP_REASON: Final = {
     DebugReason.WRITE_WATCHPOINT: StopReason.WATCH,
     DebugReason.READ_WATCHPOINT: StopReason.RWATCH,
     DebugReason.ACCESS_WATCHPOINT: StopReason.AWATCH,
-    DebugReason.STEP: StopReason.SIGNAL,
 }
 _ACTIVITY: Final = {
     Activity.RUNNABLE: "running",
     Activity.HALTED: "halted",
+    Activity.HALTED_MASKED: "halted with interrupts off",
     Activity.RESET_HOLD_BY_GHCB: "in reset",
     Activity.RESET_HOLD_BY_MSR: "in reset",
 }
+_VMSA_FIELDS: Final = (
+    ("rip", "rsp", "rflags", "cpl"),
+    ("cr0", "cr3", "cr4", "efer"),
+    ("sev_features", "vintr_ctrl", "guest_exitcode"),
+)
 _NO_REGISTERS: Final = bytes(G_LAYOUT.size)
+_MAX_ADDRESS: Final = (1 << 64) - 1
 _MAX_WATCH: Final = PAGE_SIZE
+_MAX_REMEMBERED: Final = 256
+"""Watchpoints whose world is remembered, those that were removed included."""
 _MAX_RMP_LINES: Final = 64
 
 
@@ -63,11 +72,15 @@ class MachineTarget:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._breakpoints: dict[tuple[BreakpointKind, int], None] = {}
-        self._watches: dict[tuple[WatchpointKind, int, int], int] = {}
+        self._watches: set[tuple[WatchpointKind, int, int]] = set()
+        self._watch_worlds: dict[tuple[WatchpointKind, int, int], tuple[int, Vmpl]] = {}
         self._commands = {
             "info": MonitorCommand("", "ticks, vCPUs and the VMPL that each runs at", self._info),
             "rmp": MonitorCommand("GPA [COUNT]", "RMP entries of pages", self._rmp),
-            "walk": MonitorCommand("GVA", "where vCPU 0 finds a linear address", self._walk),
+            "vmsa": MonitorCommand("[VCPU]", "VMSAs of a vCPU, registers up to date", self._vmsa),
+            "walk": MonitorCommand(
+                "GVA", "where the current vCPU finds a linear address", self._walk
+            ),
         }
 
     # -- vCPUs ------------------------------------------------------------------------------
@@ -91,7 +104,9 @@ class MachineTarget:
 
     def _load(self, tid: int) -> RegisterFile | None:
         """Registers of the vCPU's current world; None if it has none that can be loaded."""
-        world = self._vcpu(tid).world
+        return self._load_world(self._vcpu(tid).world)
+
+    def _load_world(self, world: World | None) -> RegisterFile | None:
         silicon = self._machine.silicon
         if world is None or not silicon.load_for_debugger(world.vmcb):
             return None
@@ -140,10 +155,9 @@ class MachineTarget:
 
     # -- memory -----------------------------------------------------------------------------
 
-    def _span(self, tid: int, gva: int) -> tuple[int, int]:
+    def _span(self, world: World | None, gva: int) -> tuple[int, int]:
         """Physical address of a linear one and how far it goes on, with no effect on the guest."""
-        registers = self._load(tid)
-        if registers is None:
+        if self._load_world(world) is None:
             raise TargetError("this vCPU has not started, it maps no memory")
         silicon = self._machine.silicon
         try:
@@ -164,17 +178,14 @@ class MachineTarget:
             raise TargetError(f"{gva:#x} is at {spa:#x}, which is no RAM")
         return spa, left
 
-    def _page(self, tid: int, gva: int) -> int:
-        return self._span(tid, gva)[0]
-
     def read_memory(self, tid: int, gva: int, length: int) -> bytes:
         """See Target."""
-        silicon = self._machine.silicon
+        silicon, world = self._machine.silicon, self._vcpu(tid).world
         parts = []
         done = 0
         while done < length:
             try:
-                spa, left = self._span(tid, (gva + done) & (1 << 64) - 1)
+                spa, left = self._span(world, (gva + done) & _MAX_ADDRESS)
             except TargetError:
                 if not done:
                     raise
@@ -187,10 +198,11 @@ class MachineTarget:
 
     def write_memory(self, tid: int, gva: int, data: bytes) -> None:
         """See Target."""
+        world = self._vcpu(tid).world
         spans = []
         done = 0
         while done < len(data):
-            spa, left = self._span(tid, (gva + done) & (1 << 64) - 1)
+            spa, left = self._span(world, (gva + done) & _MAX_ADDRESS)
             chunk = min(len(data) - done, left)
             spans.append((spa, data[done : done + chunk]))
             done += chunk
@@ -214,25 +226,64 @@ class MachineTarget:
         """See SupportsWatchpoints."""
         if length > _MAX_WATCH:
             raise TargetError(f"{length} bytes are more than a watchpoint can watch: {_MAX_WATCH}")
-        tid = self._machine.current_vcpu + 1
-        pieces = []
-        done = 0
-        while done < length:
-            at = address + done
-            chunk = min(length - done, PAGE_SIZE - (at & PAGE_MASK))
-            pieces.append(Watch(_WATCH_REASON[kind], at, chunk, self._page(tid, at)))
-            done += chunk
-        for watch in pieces:
-            self._machine.silicon.debug.add_watch(watch)
-        self._watches[kind, address, length] = len(pieces)
+        key = kind, address, length
+        spans, where = self._watched(key)
+        for at, chunk, gpa in spans:
+            self._machine.silicon.debug.add_watch(Watch(_WATCH_REASON[kind], at, chunk, gpa))
+        self._watches.add(key)
+        self._watch_worlds.pop(key, None)
+        self._watch_worlds[key] = where
+        if len(self._watch_worlds) > _MAX_REMEMBERED:
+            del self._watch_worlds[next(iter(self._watch_worlds))]
+
+    def _watched(
+        self, key: tuple[WatchpointKind, int, int]
+    ) -> tuple[list[tuple[int, int, int]], tuple[int, Vmpl]]:
+        """Address, length and GPA of what a watchpoint has on each page, and the world it is in.
+
+        Debuggers take watchpoints out at every stop and set them again when they resume, from
+        whatever world has stopped then. So one stays with the world where it was first set; else
+        the first world that maps it has it, beginning with the one that stopped.
+        """
+        _, address, length = key
+        stopped = self._vcpu(self._machine.current_vcpu + 1)
+        worlds = [
+            ((vcpu.index, world.vmpl), world)
+            for vcpu in self._machine.hypervisor.vcpus
+            for world in vcpu.worlds
+        ]
+        known = self._watch_worlds.get(key)
+        worlds.sort(
+            key=lambda item: (
+                item[0] != known, item[1] is not stopped.world, item[0][0] != stopped.index,
+            )
+        )  # fmt: skip
+        refused = TargetError("no vCPU has started, there is no memory to watch")
+        for where, world in worlds:
+            spans = []
+            done = 0
+            try:
+                while done < length:
+                    at = (address + done) & _MAX_ADDRESS
+                    gpa, _ = self._span(world, at)
+                    chunk = min(length - done, PAGE_SIZE - (at & PAGE_MASK))
+                    spans.append((at, chunk, gpa))
+                    done += chunk
+            except TargetError as error:
+                if world is worlds[0][1]:
+                    refused = error
+                continue
+            return spans, where
+        raise refused
 
     def remove_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
         """See SupportsWatchpoints."""
-        if self._watches.pop((kind, address, length), None) is None:
+        if (kind, address, length) not in self._watches:
             return
+        self._watches.remove((kind, address, length))
         done = 0
         while done < length:
-            at = address + done
+            at = (address + done) & _MAX_ADDRESS
             chunk = min(length - done, PAGE_SIZE - (at & PAGE_MASK))
             self._machine.silicon.debug.remove_watch(_WATCH_REASON[kind], at, chunk)
             done += chunk
@@ -243,11 +294,8 @@ class MachineTarget:
         match end:
             case Ended(exit_code, _):
                 return Exited(exit_code)
-            case DebugEvent(vcpu, kind, address):
-                signal = Signal.SIGTRAP
-                return Stopped(vcpu + 1, signal, _STOP_REASON[kind], address)
-            case Idle():
-                return Stopped(tid)
+            case DebugEvent(vcpu, kind, address) if kind is not DebugReason.STEP:
+                return Stopped(vcpu + 1, Signal.SIGTRAP, _STOP_REASON[kind], address)
             case _:
                 return Stopped(tid)
 
@@ -292,11 +340,36 @@ class MachineTarget:
             )
         return "\n".join(lines) + "\n"
 
+    def _vmsa(self, arguments: Sequence[str]) -> str:
+        if len(arguments) > 1:
+            raise TargetError("usage: vmsa [VCPU]")
+        machine = self._machine
+        index = _number(arguments[0]) if arguments else machine.current_vcpu
+        vcpus = machine.hypervisor.vcpus
+        if index >= len(vcpus):
+            raise TargetError(f"there is no vCPU {index}")
+        lines = []
+        for world in vcpus[index].worlds:
+            spa = world.vmcb.vmsa_spa
+            mark = "*" if world is vcpus[index].world else " "
+            lines.append(
+                f"{mark} VMPL{int(world.vmpl)}: VMSA at {spa:#x}, {_ACTIVITY[world.activity]}"
+            )
+            if not machine.silicon.memory.contains(spa, PAGE_SIZE):
+                continue
+            machine.silicon.make_readable(spa, PAGE_SIZE)
+            vmsa = Vmsa(machine.silicon.memory.page(spa))
+            lines += [
+                "    " + " ".join(f"{name} {getattr(vmsa, name):#x}" for name in names)
+                for names in _VMSA_FIELDS
+            ]
+        return "\n".join(lines or [f"vCPU {index} has no VMSA"]) + "\n"
+
     def _walk(self, arguments: Sequence[str]) -> str:
         if len(arguments) != 1:
             raise TargetError("usage: walk GVA")
         gva = _number(arguments[0])
-        spa = self._page(self._machine.current_vcpu + 1, gva)
+        spa, _ = self._span(self._vcpu(self._machine.current_vcpu + 1).world, gva)
         c_bit = self._machine.silicon.processor.translate_for_debugger(gva) & C_BIT
         return f"{gva:#x} -> {spa:#x}, C-bit {'set' if c_bit else 'clear'}\n"
 

@@ -123,20 +123,23 @@ class Hypervisor:
         return self._scheduler.turn
 
     def step_vcpu(self, index: int) -> HostOutcome | None:
-        """One scheduling decision, made in favour of a vCPU; None if it has nothing to run.
+        """What step() does, for one vCPU alone; None if it has nothing to run, but others have.
 
-        The vCPU whose turn it is steps as it would run. Another one steps out of turn, without a
-        deadline of its own: whose turn it is does not change.
+        The vCPU that step() would run now runs just as there. Another one runs out of turn: whose
+        turn it is, and for how long, does not change.
         """
-        vcpu = self.vcpus[index]
-        if self._end is not None or index == self._scheduler.turn:
-            outcome = self.step(_NEVER)
-            return None if isinstance(outcome, AllHalted) else outcome
+        vcpu, interrupted = self.vcpus[index], self._interrupted
+        if self._end is not None or (interrupted is not None and interrupted[0] is vcpu):
+            return self.step(_NEVER)
+        now = self._silicon.clock.now
+        self._timers.run_due(now)
+        turn = self._scheduler.peek(now)
+        if turn is None or (turn is vcpu and interrupted is None):
+            return self.step(_NEVER)
         if not vcpu.can_run():
             return None
-        interrupted, self._interrupted = self._interrupted, None
         try:
-            return self._run(vcpu, _NEVER, resumed=True)
+            return self._run(vcpu, _NEVER)
         finally:
             self._interrupted = interrupted
 

@@ -40,18 +40,25 @@ class Scheduler:
         """Index of the vCPU whose turn it is."""
         return self._turn
 
-    def pick(self, now: int) -> tuple[Vcpu, int] | None:
-        """Return the vCPU that runs at `now` and when its slice ends; None if all are halted."""
+    def peek(self, now: int) -> Vcpu | None:
+        """Return the vCPU that `pick` would return now."""
         vcpu = self._vcpus[self._turn]
         if now < self._slice_end and vcpu.can_run():
-            return vcpu, self._slice_end
+            return vcpu
         count = len(self._vcpus)
         # The one whose slice is over comes last, so that it goes on if it is alone.
         for step in range(1, count + 1):
-            turn = (self._turn + step) % count
-            vcpu = self._vcpus[turn]
+            vcpu = self._vcpus[(self._turn + step) % count]
             if vcpu.can_run():
-                self._turn = turn
-                self._slice_end = now + self._time_slice
-                return vcpu, self._slice_end
+                return vcpu
         return None
+
+    def pick(self, now: int) -> tuple[Vcpu, int] | None:
+        """Return the vCPU that runs at `now` and when its slice ends; None if all are halted."""
+        vcpu = self.peek(now)
+        if vcpu is None:
+            return None
+        if vcpu.index != self._turn or now >= self._slice_end:
+            self._turn = vcpu.index
+            self._slice_end = now + self._time_slice
+        return vcpu, self._slice_end
