@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, Protocol
 
@@ -203,14 +203,6 @@ class Engine:
     def flush_code(self) -> None:
         """Drops all translated code."""
         self._uc.ctl_flush_tb()
-
-    def set_exits(self, addresses: Iterable[int]) -> None:
-        """Makes the instructions at these linear addresses exits HLT, once they are translated."""
-        self._uc.ctl_set_exits(list(addresses))
-
-    def enable_exits(self, on: bool) -> None:
-        """Whether set_exits() has an effect."""
-        self._uc.ctl_exits_enabled(on)
 
     def invalidate(self, offset: int, nbytes: int) -> None:
         """Drops translated code of a range of RAM."""

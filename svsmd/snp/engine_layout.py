@@ -30,7 +30,10 @@ _ENV_BYTES: Final = 0x1800
 _HEAD_BYTES: Final = 0x1000
 NEXT_FLAGS: Final = 0x18
 NO_FLAGS: Final = 0xFFFF_FFFF
-"""Flags of the next translation, in front of the interrupt request: none while nothing runs."""
+"""Flags of the next translation, in front of the interrupt request: none while nothing runs.
+
+Their low bits are the number of instructions that its block may have.
+"""
 _CPU_BYTES: Final = 0x1_0000
 """The state begins within that many bytes of its CPU structure."""
 BLOCK_HEADER: Final = 192

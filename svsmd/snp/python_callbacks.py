@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The engine's callbacks in Python, for where native/accel.c could not be compiled.
 
-They do what those in C do, two hundred times slower, with two differences in how:
+They do what those in C do, two hundred times slower, with three differences in how:
 
 - C code leaves a callback through the engine's own exit path. From Python that would jump over the
   interpreter's frames. So a block that must not run is kept from running by a stop, and what it
@@ -11,6 +11,8 @@ They do what those in C do, two hundred times slower, with two differences in ho
 - C code finds the translator's record of a block by its own return address. Here the engine's
   table of blocks by address has it, unless another block took its place: the engine is then
   started again, for which it looks the block up.
+- C code is called at instructions with breakpoints. Here a block with a breakpoint inside is
+  translated anew, with as many instructions as there are before it.
 
 All exits go to the exit handler, and executable mappings stay marked for the engine's slow path of
 stores: neither costs anything beside these callbacks.
@@ -35,7 +37,7 @@ from svsmd.snp.engine_callbacks import (
     Stop,
     Trap,
 )
-from svsmd.snp.engine_layout import JUMP_CACHE_SLOTS, SEGMENT_STRIDE, jump_cache_slot
+from svsmd.snp.engine_layout import JUMP_CACHE_SLOTS, NEXT_FLAGS, SEGMENT_STRIDE, jump_cache_slot
 from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 _BLOCK_HOOK = ctypes.CFUNCTYPE(
@@ -208,10 +210,7 @@ class PythonCallbacks(EngineCallbacks):
         """Why the next block does not run, until the exit handler has heard of it."""
         self._error: BaseException | None = None
         self._breakpoints: set[int] = set()
-        self._planted: frozenset[int] = frozenset()
-        """The breakpoints that translated code has."""
-        self._passing: int | None = None
-        """The breakpoint that it lacks, so that it can be passed."""
+        self._next_flags = ctypes.c_uint32.from_address(lay.cpu + NEXT_FLAGS)
         self._install()
 
     def _install(self) -> None:
@@ -231,7 +230,6 @@ class PythonCallbacks(EngineCallbacks):
     def run(self) -> int:
         state = self.state
         while True:
-            self._plant_breakpoints()
             self._again = False
             self._looked_up = True
             error = self._engine.start()
@@ -249,9 +247,6 @@ class PythonCallbacks(EngineCallbacks):
 
     def stop(self) -> None:
         self._engine.stop()
-        if self._planted:
-            # At its end the engine would walk page tables for each of them, as a guest's access.
-            self._engine.enable_exits(False)
 
     def _failed(self, error: BaseException) -> None:
         """An exception must not cross the engine: it waits for run()."""
@@ -293,14 +288,12 @@ class PythonCallbacks(EngineCallbacks):
                     self._start_again()
                 return
             state = self.state
-            passing = self._passing
-            if passing is not None and state.skip_breakpoint != passing:
-                self._start_again()
+            if self._breakpoints and self._cut(block):
                 return
-            if state.ticks >= state.next_check and self._check(pc, block):
+            if state.ticks >= state.next_check and self._check(block):
                 return
-            if passing is not None and pc <= passing < pc + size:
-                state.skip_breakpoint = NEVER
+            if pc in self._breakpoints and self._breakpoint(pc):
+                return
             state.ticks += block.icount
             self._block = block
         except BaseException as error:
@@ -313,13 +306,9 @@ class PythonCallbacks(EngineCallbacks):
             self.state.previous_end = block.pc + block.size
             self.state.previous_page = block.pc >> PAGE_SHIFT
 
-    def _check(self, pc: int, block: _Block | None) -> bool:
-        """All that is not due at every block. Returns whether the block must not run now.
-
-        Args:
-            block: None if it is a breakpoint alone.
-        """
-        state = self.state
+    def _check(self, block: _Block) -> bool:
+        """All that is not due at every block. Returns whether the block must not run now."""
+        state, pc = self.state, block.pc
         first = state.first
         if first:
             state.first = 0
@@ -327,7 +316,7 @@ class PythonCallbacks(EngineCallbacks):
             state.first_rcx = self._regs[_RCX]
             state.first_shadow = self._halves[self._hflags] & _HF_INHIBIT_IRQ
         self._remember_end()
-        if self._generated and block is not None:
+        if self._generated:
             self._generated = False
             # Fetches are private accesses, and a page that is not assigned has no private content.
             # Looking once is enough: translations are dropped when an RMP entry changes.
@@ -397,8 +386,6 @@ class PythonCallbacks(EngineCallbacks):
             if trapped is not None:
                 self._put_back(trapped)
                 self._exit(trapped.code)
-            elif code == EngineExit.HLT and self._linear_rip() in self._planted:
-                self._breakpoint()
             else:
                 self._exit(code)
         except BaseException as error:
@@ -425,31 +412,29 @@ class PythonCallbacks(EngineCallbacks):
     def armed_breakpoints(self) -> frozenset[int]:
         return frozenset(self._breakpoints)
 
-    def _plant_breakpoints(self) -> None:
-        """Has the translator put an exit HLT in the place of each instruction with a breakpoint."""
-        skip = self.state.skip_breakpoint
-        self._passing = skip if skip in self._breakpoints else None
-        wanted = frozenset(self._breakpoints - {skip})
-        if wanted or self._planted:
-            self._engine.enable_exits(True)
-        if wanted != self._planted:
-            self._planted = wanted
-            self._engine.set_exits(sorted(wanted))
-            self._engine.flush_code()
+    def _cut(self, block: _Block) -> bool:
+        """Has a block that has a breakpoint inside translated up to there; returns whether so."""
+        inside = {b for b in self._breakpoints if block.pc < b < block.pc + block.size}
+        if inside:
+            for count, address in enumerate(block.addresses()):
+                if address in inside:
+                    self._next_flags.value = count
+                    self._start_again()
+                    return True
+        return False
 
-    def _breakpoint(self) -> None:
-        """One was reached: in mid-block, or as a block of its own, which is not announced."""
-        state, pc = self.state, self._linear_rip()
-        block = self._block
-        # In mid-block, it is the block's last instruction and has no bytes.
-        alone = block is None or block.locate(pc) != (block.icount - 1, 0)
-        self._settle(completed=alone)
-        if alone and state.ticks >= state.next_check and self._check(pc, None):
-            return
+    def _breakpoint(self, pc: int) -> bool:
+        """There is one at the start of the block; returns whether it is not to be passed."""
+        state = self.state
+        if state.skip_breakpoint == pc:
+            state.skip_breakpoint = NEVER
+            return False
+        self._block = None
         state.previous_end = pc
         state.previous_page = pc >> PAGE_SHIFT
         self._trap = Trap.BREAKPOINT
         self.stop()
+        return True
 
     # -- instructions that trap -------------------------------------------------------------
 
