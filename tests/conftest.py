@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from svsmd.snp import cpu_unicorn
 from tests.svsmd_process import Linux, SvsmdProcess
 from tools.apt_packages import AptError
 from tools.fetch_kernel import fetch_kernel
@@ -117,3 +118,12 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Linux:
     path = tmp_path_factory.mktemp("linux") / "initrd.cpio"
     path.write_bytes(initrd(busybox))
     return Linux(kernel, path)
+
+
+@pytest.fixture(scope="module", params=["native", "python"])
+def both_callbacks(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a module's tests with the engine's callbacks in C, and again with those in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "python":
+            patch.setattr(cpu_unicorn, "native_library", lambda: Path("/nowhere/accel.so"))
+        yield request.param

@@ -37,6 +37,8 @@ from tests.bare_machine import (
     gate,
 )
 
+pytestmark = pytest.mark.usefixtures("both_callbacks")
+
 DE, DB, BP, OF, UD, DF, TS, NP, SS, GP, PF, MF, AC, XM = (
     0,
     1,

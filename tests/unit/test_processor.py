@@ -29,6 +29,8 @@ from tests.bare_machine import (
     assemble,
 )
 
+pytestmark = pytest.mark.usefixtures("both_callbacks")
+
 CF, PF, ZF = 1, 4, 0x40
 GP, UD, VC, DB = 13, 6, 29, 1
 

@@ -12,6 +12,8 @@ from svsmd.snp.silicon import RmpViolation
 from svsmd.snp.types import Spa
 from tests.bare_machine import CODE, DATA, MEMORY, SPARE, VMSA, BareMachine
 
+pytestmark = pytest.mark.usefixtures("both_callbacks")
+
 
 def test_host_reads_ciphertext_and_plaintext():
     m = BareMachine()
