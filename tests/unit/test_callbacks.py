@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The engine's callbacks in C and in Python do the same; test_engine.py and others run with both."""
+"""The engine's callbacks in C and in Python do the same. Other test files run with both, too."""
 
 from __future__ import annotations
 
