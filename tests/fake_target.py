@@ -255,4 +255,6 @@ class FakeRunner:
                 await self._changed.wait()
                 self._changed = trio.Event()
             self.slice()
-            await trio.lowlevel.checkpoint()
+            # A loop that never sleeps starves the thread in which trio starts a process: it gives
+            # the GIL away and takes it back before the other thread is awake, for seconds.
+            await trio.sleep(0.001)
