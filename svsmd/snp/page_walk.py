@@ -140,24 +140,30 @@ class PageWalker:
         self, state: PagingState, address: int, kind: AccessKind, cpl: int
     ) -> Translation:
         where = (state.cr3 & 0xFFFF_F000) + (address >> 22) * 4
-        entry = self._entry(where & ~7) >> (8 * (where & 4)) & 0xFFFF_FFFF
+        entry = self._short_entry(where)
         if not entry & _P:
             raise self._fault(state, address, kind, cpl, present=False)
         allowed = entry & (_W | _U)
         if entry & _PS and state.cr4 & CR4_PSE:
             self._check(state, address, kind, cpl, allowed, 0)
+            self._mark(where, entry, dirty=kind is AccessKind.WRITE, size=4)
             return Translation((entry & 0xFFC0_0000) | (address & 0x3F_FFFF) | C_BIT, 1 << 22)
+        self._mark(where, entry, dirty=False, size=4)
         where = (entry & 0xFFFF_F000) + ((address >> 12) & 0x3FF) * 4
-        entry = self._entry(where & ~7) >> (8 * (where & 4)) & 0xFFFF_FFFF
+        entry = self._short_entry(where)
         if not entry & _P:
             raise self._fault(state, address, kind, cpl, present=False)
         self._check(state, address, kind, cpl, allowed & entry, 0)
+        self._mark(where, entry, dirty=kind is AccessKind.WRITE, size=4)
         return Translation((entry & 0xFFFF_F000) | (address & 0xFFF) | C_BIT, PAGE_SIZE)
 
-    def _mark(self, where: int, entry: int, *, dirty: bool) -> None:
+    def _short_entry(self, where: int) -> int:
+        return self._entry(where & ~7) >> (8 * (where & 4)) & 0xFFFF_FFFF
+
+    def _mark(self, where: int, entry: int, *, dirty: bool, size: int = 8) -> None:
         marked = entry | _A | (_D if dirty else 0)
         if marked != entry and not self._debug:
-            data = marked.to_bytes(8, "little")
+            data = marked.to_bytes(size, "little")
             self._access.write(self._vmpl, where | C_BIT, data, AccessKind.WALK_UPDATE)
 
     def _check(
