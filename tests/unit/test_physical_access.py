@@ -74,11 +74,9 @@ def test_the_shared_alias_of_a_private_page_is_ciphertext(access, memory):
 )
 def test_refusals(access, memory, vmpl, gpa, kind, bits):
     before = memory.read(0, 1 << 16)
+    use = access.write if kind is WRITE else access.read
     with pytest.raises(NestedFault) as caught:
-        if kind is WRITE:
-            access.write(vmpl, gpa, b"evil")
-        else:
-            access.read(vmpl, gpa, 4)
+        use(vmpl, gpa, b"evil" if kind is WRITE else 4)
     assert caught.value.gpa == gpa & ~C_BIT
     assert NpfError(caught.value.error_code) == bits | NpfError.U | NpfError.FINAL
     assert memory.read(0, 1 << 16) == before
