@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-import capstone
-from capstone import x86 as cs_x86
+from typing import TYPE_CHECKING, Final
 
 from svsmd.snp.access import AccessKind
 from svsmd.snp.exits import DebugReason
@@ -23,6 +20,7 @@ from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SHIFT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
+    from svsmd.snp.memory_operands import MemoryOperand, OperandDecoder
     from svsmd.snp.processor import Processor
 
 _ACCESSES: Final = {
@@ -30,14 +28,7 @@ _ACCESSES: Final = {
     DebugReason.READ_WATCHPOINT: (AccessKind.READ,),
     DebugReason.ACCESS_WATCHPOINT: (AccessKind.READ, AccessKind.WRITE),
 }
-_RSP, _RBP = 4, 5
-_SS: Final = 2
-_HF_CS32, _HF_CS64 = 1 << 4, 1 << 15
 _MAX_ADDRESS: Final = (1 << 64) - 1
-_REGISTER_NAMES: Final = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +46,6 @@ class Watch:
     gpa: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Operand:
-    address: int
-    length: int
-    kinds: tuple[AccessKind, ...]
-
-
 class DebugSupport:
     """What the debugger has asked the processor to look for."""
 
@@ -75,7 +59,7 @@ class DebugSupport:
         self.breakpoints: set[int] = set()
         self._forgotten: set[int] = set()
         self._watches: list[Watch] = []
-        self._disassemblers: dict[int, Any] = {}
+        self._decoder: OperandDecoder | None = None
 
     # -- steps ------------------------------------------------------------------------------
 
@@ -185,7 +169,7 @@ class DebugSupport:
                         return watch
         return None
 
-    def _pieces(self, operand: _Operand) -> Iterator[tuple[int, int]]:
+    def _pieces(self, operand: MemoryOperand) -> Iterator[tuple[int, int]]:
         """Guest-physical address and length of what an operand has on each page."""
         address, left = operand.address, operand.length
         while left:
@@ -208,83 +192,14 @@ class DebugSupport:
         """First and last byte of each memory operand of the instruction at RIP."""
         return [(o.address, o.address + o.length - 1) for o in self._operands()]
 
-    def _operands(self) -> Iterator[_Operand]:
+    def _operands(self) -> Iterator[MemoryOperand]:
         try:
             code = self._p.code_bytes()
         except (GuestFault, NestedFault):
             return
-        for insn in self._disassembler().disasm(code, self._cpu.rip, 1):
-            yield from self._explicit(insn)
-            yield from self._implicit(insn)
+        if self._decoder is None:
+            # The disassembler takes 20 ms to import, which most runs never need.
+            from svsmd.snp.memory_operands import OperandDecoder
 
-    def _disassembler(self) -> Any:
-        hflags = self._cpu.hflags
-        mode = (
-            capstone.CS_MODE_64
-            if hflags & _HF_CS64
-            else capstone.CS_MODE_32
-            if hflags & _HF_CS32
-            else capstone.CS_MODE_16
-        )
-        if mode not in self._disassemblers:
-            engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
-            engine.detail = True
-            self._disassemblers[mode] = engine
-        return self._disassemblers[mode]
-
-    def _register(self, insn: Any, number: int) -> int:
-        """Value of a base or index register by its capstone number."""
-        if number in (0, cs_x86.X86_REG_RIZ, cs_x86.X86_REG_EIZ):
-            return 0
-        name: str = insn.reg_name(number)
-        if name in ("rip", "eip"):
-            return int(insn.address + insn.size)
-        if name in _REGISTER_NAMES:
-            return self._cpu.regs[_REGISTER_NAMES.index(name)]
-        if name.startswith("e"):
-            return self._cpu.regs[_REGISTER_NAMES.index("r" + name[1:])] & 0xFFFF_FFFF
-        if name.endswith("d") and name.startswith("r"):
-            return self._cpu.regs[_REGISTER_NAMES.index(name[:-1])] & 0xFFFF_FFFF
-        return self._cpu.regs[_REGISTER_NAMES.index("r" + name)] & 0xFFFF
-
-    def _segment_base(self, insn: Any, segment: int) -> int:
-        names = {
-            cs_x86.X86_REG_FS: 4, cs_x86.X86_REG_GS: 5, cs_x86.X86_REG_ES: 0,
-            cs_x86.X86_REG_CS: 1, cs_x86.X86_REG_SS: 2, cs_x86.X86_REG_DS: 3,
-        }  # fmt: skip
-        index = names.get(segment, 3)
-        if self._cpu.hflags & _HF_CS64 and index not in (4, 5):
-            return 0
-        return self._cpu.word(self._cpu.layout.segs + 24 * index + 8)
-
-    def _explicit(self, insn: Any) -> Iterator[_Operand]:
-        for operand in insn.operands:
-            if operand.type != cs_x86.X86_OP_MEM or insn.mnemonic.startswith(("lea", "nop")):
-                continue
-            memory = operand.mem
-            offset = self._register(insn, memory.base) + memory.disp
-            offset += self._register(insn, memory.index) * memory.scale
-            offset &= (1 << 8 * insn.addr_size) - 1
-            address = self._linear(self._segment_base(insn, memory.segment), offset)
-            kinds = []
-            if operand.access & capstone.CS_AC_READ or not operand.access:
-                kinds.append(AccessKind.READ)
-            if operand.access & capstone.CS_AC_WRITE:
-                kinds.append(AccessKind.WRITE)
-            yield _Operand(address, max(operand.size, 1), tuple(kinds))
-
-    def _linear(self, base: int, offset: int) -> int:
-        """A linear address is as wide as the mode is."""
-        return (base + offset) & (_MAX_ADDRESS if self._cpu.hflags & _HF_CS64 else 0xFFFF_FFFF)
-
-    def _implicit(self, insn: Any) -> Iterator[_Operand]:
-        long_mode = self._cpu.hflags & _HF_CS64
-        width = 8 if long_mode else 4
-        base = 0 if long_mode else self._cpu.word(self._cpu.layout.segs + 24 * _SS + 8)
-        mnemonic = insn.mnemonic.split()[-1]
-        if mnemonic.startswith(("push", "call", "enter")):
-            at = self._linear(base, self._cpu.regs[_RSP] - width)
-            yield _Operand(at, width, (AccessKind.WRITE,))
-        elif mnemonic.startswith(("pop", "ret", "iret", "leave")):
-            at = self._linear(base, self._cpu.regs[_RBP if mnemonic == "leave" else _RSP])
-            yield _Operand(at, 5 * width if "iret" in mnemonic else width, (AccessKind.READ,))
+            self._decoder = OperandDecoder(self._cpu)
+        yield from self._decoder.operands(code)

@@ -49,7 +49,7 @@ class _Shared(ctypes.Structure):
     _fields_ = (
         ("ticks", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("slice_end", ctypes.c_uint64),
         ("previous_end", ctypes.c_uint64), ("previous_page", ctypes.c_uint64),
-        ("block", ctypes.c_void_p), ("env", ctypes.c_void_p), ("header", ctypes.c_uint64),
+        ("block_call", ctypes.c_void_p), ("env", ctypes.c_void_p), ("header", ctypes.c_uint64),
         ("stop", ctypes.c_uint32), ("stopped", ctypes.c_uint32), ("first", ctypes.c_uint32),
         ("stepping", ctypes.c_uint32), ("eip", ctypes.c_uint32), ("cs_base", ctypes.c_uint32),
         ("error_code", ctypes.c_uint32), ("exception_is_int", ctypes.c_uint32),
@@ -66,7 +66,7 @@ class _Shared(ctypes.Structure):
         ("event_address", ctypes.c_uint64), ("generated", ctypes.c_uint32),
         ("padding_2", ctypes.c_uint32),
         ("first_pc", ctypes.c_uint64), ("first_rcx", ctypes.c_uint64),
-        ("first_shadow", ctypes.c_uint32), ("padding_3", ctypes.c_uint32),
+        ("first_shadow", ctypes.c_uint32), ("shortened", ctypes.c_uint32),
         ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64),
         ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p),
         ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
@@ -144,7 +144,7 @@ class NativeCallbacks(EngineCallbacks):
 
     def run(self) -> int:
         error = self._engine.start()
-        if self._shared.block:
+        if self._shared.block_call:
             self._library.svsmd_settle(self._user, 1)
         return error
 

@@ -326,3 +326,20 @@ def test_the_self_test_finds_exit_checks_within_instructions():
 def test_engines_are_found_among_the_remains_of_others():
     for _ in range(30):
         UnicornCpu(GuestMemory(16 << 20))
+
+
+def test_blocks_are_shortened_and_stop_all_the_same(both_callbacks):
+    """A block that has run once no longer asks the engine whether it is to stop."""
+    if both_callbacks == "python":
+        return  # whose blocks are as the translator made them
+    m = machine(assemble("mov ecx, 1000; 1: dec ecx; jnz 1b; hlt"))
+    shared = m.silicon.cpu.shared
+    before = shared.shortened
+    assert m.silicon.vmrun(m.vmcb, 500) == Intr()
+    # The blocks of `mov, dec, jnz` and of `dec, jnz`; and the latter stops, which lengthens it.
+    assert shared.shortened == before + 2
+    for until in (600, 700, 800):
+        assert m.silicon.vmrun(m.vmcb, until) == Intr()
+    assert shared.shortened == before + 5
+    assert m.silicon.vmrun(m.vmcb, 10_000) == Hlt()
+    assert (m.vmsa.rcx, m.silicon.clock.now) == (0, 2002)

@@ -7,8 +7,8 @@ Spec: GDB manual, E.2 Packets, E.4 General Query Packets, E.17 Thread List Forma
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Final
-from xml.sax.saxutils import escape, quoteattr
 
 from svsmd.gdbstub.packets.context import (
     OK,
@@ -123,7 +123,7 @@ def transfer(ctx: Context, args: bytes) -> bytes:
 
 def _threads_xml(ctx: Context) -> bytes:
     threads = "".join(
-        f'<thread id="{thread.tid:x}" name={quoteattr(thread.name)}>{escape(thread.info)}</thread>'
+        f'<thread id="{thread.tid:x}" name="{escape(thread.name)}">{escape(thread.info)}</thread>'
         for thread in ctx.target.threads()
     )
     return f'<?xml version="1.0"?><threads>{threads}</threads>'.encode()

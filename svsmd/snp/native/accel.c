@@ -128,9 +128,9 @@ struct shared {
 	uint64_t ticks;         /* guest instructions retired, plus what others charged */
 	uint64_t deadline;      /* absolute tick of the host's next event */
 	uint64_t slice_end;     /* absolute tick after which the owner wants the machine back */
-	uint64_t previous_end;  /* without `block`: linear address behind the last instruction, */
+	uint64_t previous_end;  /* without `block_call`: linear address behind the last instruction, */
 	uint64_t previous_page; /* and the page number of the last block */
-	struct block *block;    /* block that is being executed, NULL after settle() */
+	uintptr_t block_call;   /* return address of the current block's on_block(), 0 after settle() */
 	uint8_t *env;           /* architectural state */
 	uint64_t header;        /* bytes between a block record and its host code */
 	uint32_t stop;          /* set by anyone: give the machine back at the next block */
@@ -162,7 +162,8 @@ struct shared {
 	uint32_t padding_2;
 	uint64_t first_pc;      /* of the first block since the start: linear address, RCX */
 	uint64_t first_rcx;     /* before it, and whether it lay in an interrupt shadow */
-	uint32_t first_shadow, padding_3;
+	uint32_t first_shadow;
+	uint32_t shortened;     /* statistics: blocks that were shortened */
 	uint64_t next_check;    /* tick of the next check(); 0 at the next block */
 	uint64_t next_sweep;
 	struct tlb *tlb;
@@ -226,6 +227,11 @@ static inline struct block *block_of(const struct shared *s, uintptr_t return_ad
 			return b;
 	}
 	return NULL;
+}
+
+static inline struct block *current_block(const struct shared *s)
+{
+	return s->block_call ? block_of(s, s->block_call) : NULL;
 }
 
 /*
@@ -297,21 +303,105 @@ void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *us
 /* Where the last block ended, for who asks whether a boundary is canonical. */
 static void remember_end(struct shared *s)
 {
-	if (!s->block)
+	const struct block *b = current_block(s);
+
+	if (!b)
 		return;
-	s->previous_end = s->block->pc + s->block->size;
-	s->previous_page = s->block->pc >> 12;
-	s->block = NULL;
+	s->previous_end = b->pc + b->size;
+	s->previous_page = b->pc >> 12;
+	s->block_call = 0;
 }
 
-static void stop(struct shared *s, uc_engine *uc, enum stop_reason reason)
+/*
+ * Shortening. What the translator puts at the start of a block ends with
+ *
+ *	ba size		mov  edx, size of the guest code
+ *	48 b9 user	mov  rcx, user		or lea rcx, [rip + rel32]
+ *	e8 rel32	call on_block		or call [rip + rel32]
+ *	48 bf uc	mov  rdi, uc		or lea rdi, [rip + rel32]
+ *	33 f6		xor  esi, esi
+ *	e8 rel32	call check_exit_request	or call [rip + rel32]
+ *
+ * The last three look whether the engine is to stop. Nobody but on_block() asks for that at the
+ * start of a block, and they cost as much as the counting does: from a block's first run on they
+ * are jumped over, and the size, which nobody needs, becomes the count of instructions, negative to
+ * tell it from a size, so that on_block() need not find the block's record. A block that has to
+ * stop gets back what was there. Code that does not look as above stays as it is.
+ */
+enum { MOV_SIZE = 10, LEA_SIZE = 7, XOR_SIZE = 2, JUMP_SIZE = 2 };
+
+static int is_xor_and_call(const uint8_t *code, int *size)
 {
+	if (code[0] != 0x33 || code[1] != 0xf6)
+		return 0;
+	*size += XOR_SIZE + (code[2] == 0xe8 ? 5 : 6);
+	return code[2] == 0xe8 || (code[2] == 0xff && code[3] == 0x15);
+}
+
+/*
+ * The two bytes at which the exit check begins, and its size in bytes; 0 if it is not there. They
+ * are told by what follows them, so that it does not matter whether they are in place.
+ */
+static int exit_check(const uint8_t *code, uc_engine *uc, uint8_t start[2])
+{
+	int size = MOV_SIZE;
+
+	start[0] = 0x48;
+	start[1] = 0xbf;
+	if (!memcmp(code + 2, &uc, sizeof(uc)) && is_xor_and_call(code + MOV_SIZE, &size))
+		return size;
+	start[1] = 0x8d;
+	size = LEA_SIZE;
+	if (code[2] == 0x3d && is_xor_and_call(code + LEA_SIZE, &size))
+		return size;
+	return 0;
+}
+
+/* Where the operand of `mov edx` is, which has this value, or NULL. */
+static uint8_t *size_operand(uint8_t *code, int32_t value)
+{
+	uint8_t *call = code - (code[-5] == 0xe8 ? 5 : 6);
+	int i;
+
+	if (call[0] != 0xe8 && (call[0] != 0xff || call[1] != 0x15))
+		return NULL;
+	for (i = 0; i < 2; i++) {
+		uint8_t *user = call - (i ? LEA_SIZE : MOV_SIZE);
+
+		if (user[0] == 0x48 && user[1] == (i ? 0x8d : 0xb9) && user[-5] == 0xba &&
+		    !memcmp(user - 4, &value, sizeof(value)))
+			return user - 4;
+	}
+	return NULL;
+}
+
+/* Shortens a block, or undoes it. Returns whether the code looked as expected and is changed. */
+static int shorten(const struct block *b, uc_engine *uc, uint8_t *code, int wanted)
+{
+	int32_t size = b->size, count = -(int32_t)b->icount;
+	uint8_t *operand = size_operand(code, wanted ? size : count);
+	uint8_t start[2], jump[2];
+	int check_size = exit_check(code, uc, start);
+
+	jump[0] = 0xeb;
+	jump[1] = (uint8_t)(check_size - JUMP_SIZE);
+	if (!operand || !check_size || memcmp(code, wanted ? start : jump, JUMP_SIZE))
+		return 0;
+	memcpy(operand, wanted ? &count : &size, sizeof(size));
+	memcpy(code, wanted ? jump : start, JUMP_SIZE);
+	return 1;
+}
+
+static void stop_block(struct shared *s, uc_engine *uc, const struct block *b,
+		       uintptr_t return_address, enum stop_reason reason)
+{
+	shorten(b, uc, (uint8_t *)return_address, 0);
 	s->stopped = reason;
 	s->emu_stop(uc);
 }
 
 /* All that is not due at every block. Returns whether the block must not run now. */
-static int check(struct shared *s, uc_engine *uc, const struct block *b)
+static int check(struct shared *s, uc_engine *uc, const struct block *b, uintptr_t return_address)
 {
 	int first = s->first;
 
@@ -350,11 +440,11 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b)
 	 */
 	if (s->ticks >= s->deadline) {
 		if (b->pc != s->previous_end || b->pc >> 12 != s->previous_page) {
-			stop(s, uc, STOP_DEADLINE);
+			stop_block(s, uc, b, return_address, STOP_DEADLINE);
 			return 1;
 		}
 	} else if ((s->ticks >= s->slice_end || __atomic_load_n(&s->stop, __ATOMIC_RELAXED)) && !first) {
-		stop(s, uc, STOP_REQUESTED);
+		stop_block(s, uc, b, return_address, STOP_REQUESTED);
 		return 1;
 	}
 	return 0;
@@ -362,35 +452,37 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b)
 
 /* The rest of on_block(), apart so that the usual block needs no stack frame. */
 static __attribute__((noinline, cold)) void on_block_slow(struct shared *s, uc_engine *uc,
-							  uint64_t pc, uintptr_t return_address)
+							  uint64_t pc, int32_t size,
+							  uintptr_t return_address)
 {
-	struct block *b = block_of(s, return_address);
+	const struct block *b = block_of(s, return_address);
 
 	if (!b || b->pc != pc) {
-		stop(s, uc, STOP_BROKEN);
+		s->stopped = STOP_BROKEN;
+		s->emu_stop(uc);
 		return;
 	}
-	if (s->ticks >= s->next_check && check(s, uc, b))
+	if (s->ticks >= s->next_check && check(s, uc, b, return_address))
 		return;
+	if (size >= 0)
+		s->shortened += shorten(b, uc, (uint8_t *)return_address, 1);
 	s->ticks += b->icount;
-	s->block = b;
+	s->block_call = return_address;
 }
 
-void svsmd_on_block(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
+/* `size` is the block's, in bytes, or after shorten() its count of instructions, negative. */
+void svsmd_on_block(uc_engine *uc, uint64_t pc, int32_t size, void *user)
 {
 	struct shared *s = user;
 	uintptr_t return_address = (uintptr_t)__builtin_return_address(0);
-	uintptr_t code = return_address & ~(uintptr_t)(BLOCK_ALIGN - 1);
-	struct block *b = (struct block *)(code - s->header);
 	uint64_t ticks = s->ticks;
 
-	(void)size;
-	if (__builtin_expect((b->code != (uint8_t *)code) | (b->pc != pc) | (ticks >= s->next_check), 0)) {
-		on_block_slow(s, uc, pc, return_address);
+	if (__builtin_expect(size >= 0, 0) || __builtin_expect(ticks >= s->next_check, 0)) {
+		on_block_slow(s, uc, pc, size, return_address);
 		return;
 	}
-	s->ticks = ticks + b->icount;
-	s->block = b;
+	s->ticks = ticks - (uint64_t)(int64_t)size;
+	s->block_call = return_address;
 }
 
 /* Signed LEB128, as the translator writes its instruction records. */
@@ -444,7 +536,7 @@ static unsigned index_in_block(const struct block *b, uint64_t rip, uint32_t *le
 /* Takes off the instructions of the current block that have not run. */
 void svsmd_settle(struct shared *s, int completed)
 {
-	struct block *b = s->block;
+	const struct block *b = current_block(s);
 	uint64_t rip;
 
 	s->insn_length = 0;
@@ -765,7 +857,8 @@ void svsmd_on_syscall(uc_engine *uc, void *user)
 {
 	struct shared *s = user;
 	uint64_t star = get64(s, s->star), rip = get64(s, s->eip), target;
-	uint64_t length = s->block->pc + s->block->size - rip - get64(s, s->cs_base);
+	const struct block *b = current_block(s);
+	uint64_t length = b->pc + b->size - rip - get64(s, s->cs_base);
 	uint64_t flags = read_rflags(s) & ~(uint64_t)EFLAGS_RF;
 	uint32_t hflags = get32(s, s->hflags);
 	uint32_t selector = (uint32_t)(star >> 32) & 0xfffc;
