@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -333,7 +334,7 @@ def test_blocks_are_shortened_and_stop_all_the_same(both_callbacks):
     if both_callbacks == "python":
         return  # whose blocks are as the translator made them
     m = machine(assemble("mov ecx, 1000; 1: dec ecx; jnz 1b; hlt"))
-    shared = m.silicon.cpu.shared
+    shared: Any = m.silicon.cpu.shared
     before = shared.shortened
     assert m.silicon.vmrun(m.vmcb, 500) == Intr()
     # The blocks of `mov, dec, jnz` and of `dec, jnz`; and the latter stops, which lengthens it.
