@@ -70,7 +70,7 @@ def _boot(kernel: Path, disk: Path, append: str) -> Result:
         figures=figures[0],
         peer="QEMU TCG, plain VM",
         peer_figures=figures[1] if present else (),
-        bound=Bound(1.5, at_most=True),
+        bound=Bound(1.2, at_most=True),
         note="" if present else QEMU_MISSING,
     )
 
