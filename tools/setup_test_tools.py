@@ -16,7 +16,7 @@ import sys
 from typing import Final
 
 PROGRAMS: Final = {
-    "test": {"gdb": "gdb", "telnet": "inetutils-telnet"},
+    "test": {"gdb": "gdb", "iasl": "acpica-tools", "telnet": "inetutils-telnet"},
     "bench": {"gdb": "gdb", "qemu-system-x86_64": "qemu-system-x86"},
 }
 """What each purpose needs: program, and the package that has it."""
