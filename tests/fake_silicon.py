@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
@@ -33,10 +35,19 @@ class FakeClock:
     now: int = 0
 
 
-class FakeSilicon:
-    """Counts one tick for each VMRUN; a VMRUN beyond the script runs until its deadline."""
+Answer = Callable[[int, int, int], int]
 
-    def __init__(self) -> None:
+
+class FakeSilicon:
+    """Counts one tick for each VMRUN; a VMRUN beyond the script runs until its deadline.
+
+    Args:
+        native: the hypervisor's C function is asked at each VMGEXIT, as the real silicon does.
+    """
+
+    def __init__(self, *, native: bool = False) -> None:
+        self._native = native
+        self._answer: Answer | None = None
         self.memory = GuestMemory(MEMORY_SIZE)
         self.rmp = Rmp(self.memory.ranges)
         self.psp = SecurityProcessor(self.memory, self.rmp, EntropySource(b"test"))
@@ -50,12 +61,30 @@ class FakeSilicon:
         if not self.script:
             self.clock.now = until
             return Intr()
-        self.clock.now += 1
-        step = self.script.popleft()
-        return step(vmcb) if callable(step) else step
+        while self.script and self.clock.now < until:
+            self.clock.now += 1
+            step = self.script.popleft()
+            exit_ = step(vmcb) if callable(step) else step
+            if not isinstance(exit_, Vmgexit) or not self._answered(vmcb, until):
+                return exit_
+        self.clock.now = until
+        return Intr()
+
+    def _answered(self, vmcb: Vmcb, until: int) -> bool:
+        if self._answer is None or self.clock.now >= until:
+            return False
+        v_irq = -1 if vmcb.v_irq is None else vmcb.v_irq
+        return bool(self._answer(vmcb.ghcb_msr, self.clock.now, v_irq))
 
     def forget(self, vmcb: Vmcb) -> None:
         self.forgotten.append(vmcb)
+
+    def answer_vmgexits(self, function: int, argument: int) -> bool:
+        if self._native:
+            kinds = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
+            prototype = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)
+            self._answer = partial(prototype(function), argument)
+        return self._native
 
     def host_page(self, spa: int) -> memoryview | None:
         if spa % PAGE_SIZE or not self.memory.contains(spa, PAGE_SIZE):
@@ -88,9 +117,10 @@ class Rig:
     """A hypervisor on fake silicon, with VMPL0 and VMPL2 of its vCPU 0 started."""
 
     def __init__(
-        self, *, ncpus: int = 1, certificates: bytes = b"", time_slice: int = 1000
-    ) -> None:
-        self.silicon = FakeSilicon()
+        self, *, ncpus: int = 1, certificates: bytes = b"", time_slice: int = 1000,
+        native: bool = False,
+    ) -> None:  # fmt: skip
+        self.silicon = FakeSilicon(native=native)
         self.console = bytearray()
         self.debug = bytearray()
         self.platform = Platform(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Build what svsmd has in native code: the guest images and the engine's accelerator.
+"""Build what svsmd has in native code: the guest images, and the twins of hot paths.
 
-    python tools/build_images.py [--cc CC] [demo] [svsm] [accel]
+    python tools/build_images.py [--cc CC] [demo] [svsm] [accel] [port_cells]
 
 Same sources and same compiler give the same bytes: no build id, no dates, no paths of this machine.
 A target that is newer than all its sources is left alone.
@@ -103,9 +103,12 @@ IMAGES: Final = (
     ),
     Image("svsm", "svsmd/core/native", "svsm.lds", "kernel", first=("start.S",)),
 )
-ACCEL_SOURCE: Final = ROOT / "svsmd" / "snp" / "native" / "accel.c"
-ACCEL: Final = "accel"
-TARGETS: Final = (*(image.name for image in IMAGES), ACCEL)
+LIBRARIES: Final = {
+    "accel": ROOT / "svsmd" / "snp" / "native" / "accel.c",
+    "port_cells": ROOT / "svsmd" / "host" / "native" / "port_cells.c",
+}
+"""Native twins of hot paths: target and source; the library lies beside its source."""
+TARGETS: Final = (*(image.name for image in IMAGES), *LIBRARIES)
 
 
 def find_compiler(cc: str | None = None) -> list[str]:
@@ -164,16 +167,14 @@ def build_image(image: Image, compiler: Sequence[str], output: Path | None = Non
     return target
 
 
-def build_accel(compiler: Sequence[str], output: Path | None = None) -> Path | None:
-    """Compile the engine's accelerator; None if this tree has no source for it."""
-    if not ACCEL_SOURCE.is_file():
-        return None
-    target = output or ACCEL_SOURCE.with_suffix(".so")
+def build_library(source: Path, compiler: Sequence[str], output: Path | None = None) -> Path:
+    """Compile a native library; returns its path (default: beside its source)."""
+    target = output or source.with_suffix(".so")
     with tempfile.TemporaryDirectory(prefix="svsmd-build-") as scratch:
         made = Path(scratch) / target.name
         flags = ("-O2", "-shared", "-fPIC", "-Wall", "-Wextra", f"-ffile-prefix-map={ROOT}=.")
-        source = str(ACCEL_SOURCE.relative_to(ROOT))
-        run([*compiler, *flags, "-Wl,--build-id=none", source, "-o", str(made)])
+        name = str(source.relative_to(ROOT))
+        run([*compiler, *flags, "-Wl,--build-id=none", name, "-o", str(made)])
         install(made, target)
     return target
 
@@ -193,12 +194,10 @@ def build(targets: Iterable[str] = TARGETS, cc: str | None = None) -> list[Path]
     for image in IMAGES:
         if image.name in wanted and not is_current(image.output, image.inputs()):
             made.append(build_image(image, find_compiler(cc)))
-    if ACCEL in wanted and ACCEL_SOURCE.is_file():
-        inputs = [ACCEL_SOURCE, *ACCEL_SOURCE.parent.glob("*.h")]
-        if not is_current(ACCEL_SOURCE.with_suffix(".so"), inputs):
-            library = build_accel(find_compiler(cc))
-            if library is not None:
-                made.append(library)
+    for name, source in LIBRARIES.items():
+        inputs = [source, *source.parent.glob("*.h")]
+        if name in wanted and not is_current(source.with_suffix(".so"), inputs):
+            made.append(build_library(source, find_compiler(cc)))
     return made
 
 

@@ -35,7 +35,7 @@ class ImagesBuildHook(BuildHookInterface[Any]):
                     f"svsmd: {error}; not built: {', '.join(path.name for path in missing)}"
                 ) from None
             self.app.display_warning(f"svsmd: {error}; the images that are there are used")
-        # accel.so is machine code of this kind of computer, whatever Python is there.
+        # The libraries are machine code of this kind of computer, whatever Python is there.
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"

@@ -27,6 +27,7 @@ from svsmd.host.outcome import (
 )
 from svsmd.host.page_state_change import PageStateChange
 from svsmd.host.platform import Platform
+from svsmd.host.port_cells import PortCells
 from svsmd.host.scheduler import DEFAULT_TIME_SLICE, Scheduler
 from svsmd.host.silicon_port import HostSilicon
 from svsmd.host.vcpu import Activity, Vcpu, World
@@ -86,6 +87,7 @@ class Hypervisor:
                 ncpus=len(self.vcpus),
             )
         )
+        self.port_cells: Final = _port_cells(silicon, platform)
         # Volatile state.
         self._end: End | None = None
         self._interrupted: tuple[Vcpu, int] | None = None
@@ -197,15 +199,24 @@ class Hypervisor:
         vmcb = world.vmcb
         world.activity = Activity.RUNNABLE
         if not world.takes_interrupts:
-            return self._silicon.vmrun(vmcb, until)
+            return self._enter(world, until)
         vector = vcpu.apic.pending_vector()
         vmcb.v_irq = vector
         if vcpu.nmi_pending:
             vcpu.nmi_pending = False
             vmcb.v_nmi = True
-        exit_ = self._silicon.vmrun(vmcb, until)
+        exit_ = self._enter(world, until)
         if vector is not None and vmcb.v_irq is None:
             vcpu.apic.acknowledge(vector)
+        return exit_
+
+    def _enter(self, world: World, until: int) -> Exit:
+        cells = self.port_cells
+        if cells is None:
+            return self._silicon.vmrun(world.vmcb, until)
+        cells.lend(world)
+        exit_ = self._silicon.vmrun(world.vmcb, until)
+        cells.take_back()
         return exit_
 
     def _vmgexit(self, vcpu: Vcpu, world: World) -> End | None:
@@ -241,6 +252,14 @@ class Hypervisor:
         crash = Crashed(f"vCPU {vcpu.index} at VMPL{world.vmpl}: {why}")
         self._end = crash
         return crash
+
+
+def _port_cells(silicon: HostSilicon, platform: Platform) -> PortCells | None:
+    try:
+        cells = PortCells(silicon.rmp, platform.uart, platform.pit.channels[2])
+    except OSError:
+        return None
+    return cells if silicon.answer_vmgexits(cells.function, cells.argument) else None
 
 
 def _npf_text(error_code: int) -> str:

@@ -167,6 +167,20 @@ class Channel:
             return count >> 8
         return count & 0xFF
 
+    def counting_down(self) -> tuple[int, int, bool] | None:
+        """Start, count and whether the high byte is read next, of a binary mode 0 that counts.
+
+        None while a read answers anything else than one byte of that in turn.
+        """
+        state = self.state
+        if state.mode is not Mode.TERMINAL_COUNT or state.access is not Access.BOTH or state.bcd:
+            return None
+        if state.latched_status is not None or state.latched_count is not None:
+            return None
+        if state.reload is None or state.start is None:
+            return None
+        return state.start, state.reload, state.read_high_next
+
     def latch_count(self) -> None:
         """Counter latch command; a second one is ignored until the first has been read."""
         if self.state.latched_count is None:

@@ -70,6 +70,14 @@ class HostSilicon(Protocol):
         """Run a VMPL until it exits or the clock reaches `until`."""
         ...
 
+    def answer_vmgexits(self, function: int, argument: int) -> bool:
+        """Ask a C function at each VMGEXIT before VMRUN ends; whether that is possible here.
+
+        It is called with `argument`, the GHCB MSR, the clock and the vector that still waits
+        (negative: none), and says whether it has answered: then the guest goes on.
+        """
+        ...
+
     def forget(self, vmcb: Vmcb) -> None:
         """The host gives up a VMCB."""
         ...

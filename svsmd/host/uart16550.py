@@ -183,6 +183,25 @@ class Uart16550:
         """Characters typed that the guest has not read."""
         return len(self.state.line) + len(self.state.receiver)
 
+    def quiet_line(self) -> tuple[int, int] | None:
+        """What LSR reads as, and the polls so far.
+
+        None while reading LSR or writing THR does more than to count polls and to send.
+        """
+        state = self.state
+        if state.line or state.overrun or state.ier & _IER_ETBEI:
+            return None
+        if state.lcr & LCR_DLAB or state.mcr & _MCR_LOOP:
+            return None
+        return _LSR_EMPTY | _LSR_DR if state.receiver else _LSR_EMPTY, state.polls
+
+    def line_was_used(self, sent: bytes, polls: int) -> None:
+        """Somebody answered for a quiet line: what was written to THR, and the polls now."""
+        if sent:
+            self._on_tx(sent)
+            self.state.transmitter_interrupt = True
+        self.state.polls = polls
+
     # Registers
 
     def read_data(self) -> int:

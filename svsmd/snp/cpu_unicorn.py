@@ -392,6 +392,10 @@ class UnicornCpu:
         self.shared.stepping = int(on)
         self.shared.fast = int(not on)
 
+    def answer_vmgexits(self, function: int, argument: int) -> bool:
+        """See Silicon.answer_vmgexits()."""
+        return self._callbacks.answer_vmgexits(function, argument)
+
     def arm_breakpoint(self, address: int) -> None:
         """Makes execution of the linear address an exit DB with Trap.BREAKPOINT."""
         self._callbacks.arm_breakpoint(address)

@@ -105,6 +105,7 @@ class EngineState(Protocol):
         v_irq: vector that waits for the interrupt window, or -1.
         insn_length: bytes of the instruction that the last exit names.
         ghcb_msr: C001_0130.
+        answered: a VMGEXIT was answered within run(), if not 0.
         first_pc, first_rcx, first_shadow: of the first block since the start: linear address, RCX
             before it, and whether it lay in an interrupt shadow.
     """
@@ -129,6 +130,7 @@ class EngineState(Protocol):
     v_irq: int
     insn_length: int
     ghcb_msr: int
+    answered: int
     first_pc: int
     first_rcx: int
     first_shadow: int
@@ -239,6 +241,10 @@ class EngineCallbacks(ABC):
     @abstractmethod
     def stop(self) -> None:
         """From within a callback: ends run(); who calls it has set `state.stopped`."""
+
+    def answer_vmgexits(self, function: int, argument: int) -> bool:
+        """See Silicon.answer_vmgexits(): only native callbacks call native code."""
+        return False
 
     @abstractmethod
     def arm_breakpoint(self, address: int) -> None:

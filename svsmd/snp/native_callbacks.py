@@ -75,6 +75,8 @@ class _Shared(ctypes.Structure):
         ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
         ("emu_stop", ctypes.c_void_p), ("read_eflags", ctypes.c_void_p),
         ("raise_", ctypes.c_void_p), ("exit_handler", ctypes.c_void_p),
+        ("answer", ctypes.c_void_p), ("answer_argument", ctypes.c_void_p),
+        ("answered", ctypes.c_uint32), ("padding_3", ctypes.c_uint32),
     )  # fmt: skip
 
 
@@ -154,6 +156,10 @@ class NativeCallbacks(EngineCallbacks):
     def power_on(self) -> None:
         super().power_on()
         self._shared.next_sweep = 0
+
+    def answer_vmgexits(self, function: int, argument: int) -> bool:
+        self._shared.answer, self._shared.answer_argument = function, argument
+        return True
 
     def arm_breakpoint(self, address: int) -> None:
         if address not in self._breakpoints:

@@ -156,6 +156,7 @@ class _State:
     v_irq: int = -1
     insn_length: int = 0
     ghcb_msr: int = 0
+    answered: int = 0
     first_pc: int = 0
     first_rcx: int = 0
     first_shadow: int = 0

@@ -203,6 +203,9 @@ class Silicon:
         finally:
             self.rmp.set_in_use(Spa(vmcb.vmsa_spa), False)
         code = _EXIT_CODES.get(type(exit_))
+        if code is None and self.cpu.shared.answered:
+            code = _EXIT_CODES[Vmgexit]
+        self.cpu.shared.answered = 0
         if code is not None:
             vmsa = Vmsa(self.memory.page(vmcb.vmsa_spa))
             vmsa.guest_exitcode = code
@@ -297,6 +300,19 @@ class Silicon:
     def _save_if_loaded(self, page: int) -> None:
         if self._loaded is not None and self._loaded.vmcb.vmsa_spa == page:
             self.save_loaded()
+
+    def answer_vmgexits(self, function: int, argument: int) -> bool:
+        """The host's C function that is asked at each VMGEXIT before VMRUN ends.
+
+        Args:
+            function: host address of `int (*)(void *argument, uint64_t ghcb_msr, uint64_t ticks,
+                int v_irq)`, which returns whether it has answered.
+            argument: host address of its own data.
+
+        Returns:
+            Whether it will be called; the callbacks in Python always end VMRUN.
+        """
+        return self.cpu.answer_vmgexits(function, argument)
 
     def forget(self, vmcb: Vmcb) -> None:
         """The host gives up a control block: nothing of it stays in the CPU."""

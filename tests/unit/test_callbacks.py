@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from svsmd.config import MIB, MachineConfig
+from svsmd.host import port_cells
 from svsmd.machine import build_machine
 from svsmd.slice_end import Ended, Idle
 from svsmd.snp import cpu_unicorn
@@ -33,6 +34,12 @@ def test_selftest_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     native = selftest()
     monkeypatch.setattr(cpu_unicorn, "native_library", lambda: Path("/nowhere/accel.so"))
     assert selftest() == native
+
+
+def test_native_ports_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cells = selftest()
+    monkeypatch.setattr(port_cells, "native_library", lambda: Path("/nowhere/port_cells.so"))
+    assert selftest() == with_cells
 
 
 def test_without_native_code_it_says_so(

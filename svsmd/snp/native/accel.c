@@ -183,6 +183,11 @@ struct shared {
 	uint64_t (*read_eflags)(void *env);
 	void (*raise)(void *env, int vector, int error_code, uintptr_t return_address);
 	void (*exit_handler)(uint32_t code); /* Python */
+	/* The host's answers to VMGEXIT that need no Python: whether it has answered, or NULL. */
+	int (*answer)(void *argument, uint64_t ghcb_msr, uint64_t ticks, int v_irq);
+	void *answer_argument;
+	uint32_t answered;      /* a VMGEXIT was, since Python looked */
+	uint32_t padding_3;
 };
 
 static inline void put64(const struct shared *s, uint32_t offset, uint64_t v)
@@ -736,6 +741,12 @@ static int serve_vmgexit(struct shared *s, uc_engine *uc, uint32_t code)
 	if (prefix != 0xf3 && prefix != 0xf2)
 		return 0;
 	retire(s);
+	/* At a deadline, and where each instruction is looked at, the host itself goes on. */
+	if (s->answer && !s->stepping && s->ticks < s->deadline &&
+	    s->answer(s->answer_argument, s->ghcb_msr, s->ticks, s->v_irq)) {
+		s->answered = 1;
+		return 1;
+	}
 	s->stopped = STOP_VMGEXIT;
 	s->emu_stop(uc);
 	return 1;
