@@ -181,14 +181,15 @@ def _complete(kernel: bytes, eof: bool, limit: int) -> bytes:
 
 def _zstd(payload: bytes, limit: int) -> bytes:
     stream = zstandard.ZstdDecompressor().decompressobj()
-    kernel = bytearray()
+    pieces, size = [], 0
     # In pieces: the stream object takes no output limit.
     for start in range(0, len(payload), 1 << 16):
-        kernel += stream.decompress(payload[start : start + (1 << 16)])
-        if len(kernel) > limit:
+        pieces.append(stream.decompress(payload[start : start + (1 << 16)]))
+        size += len(pieces[-1])
+        if size > limit:
             raise _too_large(limit)
         if stream.eof:
-            return bytes(kernel)
+            return b"".join(pieces)
     raise EOFError("it ends too early")
 
 
