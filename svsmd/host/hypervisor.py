@@ -32,7 +32,18 @@ from svsmd.host.scheduler import DEFAULT_TIME_SLICE, Scheduler
 from svsmd.host.silicon_port import HostSilicon
 from svsmd.host.vcpu import Activity, Vcpu, World
 from svsmd.snp import ghcb_msr
-from svsmd.snp.exits import DebugStop, Exit, Hlt, Intr, InvalidVmsa, Npf, Paused, Shutdown, Vmgexit
+from svsmd.snp.exits import (
+    Cr8WriteTrap,
+    DebugStop,
+    Exit,
+    Hlt,
+    Intr,
+    InvalidVmsa,
+    Npf,
+    Paused,
+    Shutdown,
+    Vmgexit,
+)
 from svsmd.snp.faults import NpfError
 from svsmd.snp.types import PAGE_MASK, Vmpl
 
@@ -167,6 +178,9 @@ class Hypervisor:
                     # The silicon would have delivered it, were interrupts not off.
                     masked = world.vmcb.v_irq is not None
                     vcpu.wait(Activity.HALTED_MASKED if masked else Activity.HALTED)
+                case Cr8WriteTrap():
+                    if world.takes_interrupts:
+                        vcpu.apic.task_priority = world.vmcb.v_tpr
                 case Intr() | Paused():
                     break
                 case Npf(gpa, error_code, reason):
@@ -202,6 +216,7 @@ class Hypervisor:
             return self._enter(world, until)
         vector = vcpu.apic.pending_vector()
         vmcb.v_irq = vector
+        vmcb.v_tpr = vcpu.apic.task_priority
         if vcpu.nmi_pending:
             vcpu.nmi_pending = False
             vmcb.v_nmi = True

@@ -390,6 +390,15 @@ class LocalApic:
             table[entry] = partial(self._write_lvt, entry)
         return {int(msr): write for msr, write in table.items()}
 
+    @property
+    def task_priority(self) -> int:
+        """Bits 7:4 of TPR, 0 to 15: what CR8 is (24593, 16.6.4)."""
+        return self.state.tpr >> 4
+
+    @task_priority.setter
+    def task_priority(self, value: int) -> None:
+        self.state.tpr = value << 4
+
     def _write_tpr(self, value: int) -> None:
         _check_reserved(value, 0xFF)
         self.state.tpr = value

@@ -26,7 +26,12 @@ DR7_AFTER_RESET: Final = 0x400
 
 
 class InterruptController(Protocol):
-    """The local APIC, as far as scheduling needs it."""
+    """The local APIC, as far as scheduling needs it.
+
+    `task_priority` is bits 7:4 of TPR, which the guest knows as CR8.
+    """
+
+    task_priority: int
 
     def pending_vector(self) -> int | None:
         """Vector of the interrupt to deliver next, None if no pending one has the priority."""

@@ -240,7 +240,8 @@ class UnicornCpu:
         def put(offset: int, form: str, *values: int) -> None:
             struct.pack_into("<" + form, page, offset, *values)
 
-        put(0x02, "H", 1 << 0 | 1 << 4)  # CR0 and CR4 writes
+        put(0x00, "H", 1 << 8)  # CR8 reads
+        put(0x02, "H", 1 << 0 | 1 << 4 | 1 << 8)  # CR0, CR4 and CR8 writes
         put(0x04, "H", 0xFFFF)  # all DR reads
         put(0x06, "H", 0xFFFF)  # all DR writes
         put(0x08, "I", marks.intercept_exceptions)
@@ -269,7 +270,7 @@ class UnicornCpu:
         self._q = (ctypes.c_uint64 * words).from_address(lay.env)
         self._d = (ctypes.c_uint32 * (words * 2)).from_address(lay.env)
         self.regs = (ctypes.c_uint64 * 16).from_address(lay.env + lay.regs)
-        self.cr = (ctypes.c_uint64 * 9).from_address(lay.env + lay.cr)
+        self.cr = (ctypes.c_uint64 * 5).from_address(lay.env + lay.cr)
         self.dr = (ctypes.c_uint64 * 8).from_address(lay.env + lay.dr)
         self._rip = lay.eip // 8
         self._eflags = lay.eflags // 8

@@ -32,8 +32,10 @@ _STATE_BYTES: Final = 0x1800
 class EngineExit(IntEnum):
     """Exit codes that the interrupt hook sees: 0x100 + SVM exit code (24593, appendix C)."""
 
+    READ_CR8 = 0x108
     WRITE_CR0 = 0x110
     WRITE_CR4 = 0x114
+    WRITE_CR8 = 0x118
     READ_DR0 = 0x120
     WRITE_DR0 = 0x130
     EXCEPTION = 0x140

@@ -22,6 +22,11 @@ class Hlt:
 
 
 @dataclass(frozen=True, slots=True)
+class Cr8WriteTrap:
+    """MOV to CR8 (SVM_EXIT 0x98), already past the instruction: the VMCB's V_TPR is the new one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Triple fault (SVM_EXIT 0x7F)."""
 
@@ -91,4 +96,4 @@ class DebugStop:
     address: int
 
 
-Exit = Vmgexit | Hlt | Shutdown | Npf | Intr | InvalidVmsa | Paused | DebugStop
+Exit = Vmgexit | Hlt | Cr8WriteTrap | Shutdown | Npf | Intr | InvalidVmsa | Paused | DebugStop

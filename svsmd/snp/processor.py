@@ -23,6 +23,7 @@ from svsmd.snp.debug_support import DebugSupport, Watch
 from svsmd.snp.engine_callbacks import EngineExit, Trap
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.exits import (
+    Cr8WriteTrap,
     DebugReason,
     DebugStop,
     Exit,
@@ -150,6 +151,8 @@ class Processor:
             EngineExit.WBINVD: self._wbinvd,
             EngineExit.WRITE_CR0: self._write_cr0,
             EngineExit.WRITE_CR4: self._write_cr4,
+            EngineExit.READ_CR8: self._read_cr8,
+            EngineExit.WRITE_CR8: self._write_cr8,
         }
         for code, vc_code in VC_CODES.items():
             self._handlers[code] = partial(self.vc, vc_code)
@@ -637,12 +640,27 @@ class Processor:
         if operation == _OP_CLTS:
             value &= ~_CR0_TS
         elif operation == _OP_MOV_CR:
-            rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
-            value = cpu.regs[code[start + 2] & 7 | (8 if rex & 1 else 0)]
+            value = cpu.regs[_general_register(code, start)]
         else:
             value = value & ~0xE | self._lmsw_operand(code[start + 2]) & 0xF | value & _CR0_PE
         self._set_cr0(value)
         return self.retire(cpu.shared.insn_length)
+
+    def _read_cr8(self) -> bool:
+        operand, start = self.opcode()
+        self.cpu.regs[_general_register(operand, start)] = self.vmcb.v_tpr
+        return self.retire(start + 3)
+
+    def _write_cr8(self) -> bool:
+        """MOV to CR8 traps: its host may have an interrupt that was held back (15.35.4)."""
+        operand, start = self.opcode()
+        value = self.cpu.regs[_general_register(operand, start)]
+        if value & ~0xF:
+            raise GuestFault(Vector.GP, 0)
+        self.vmcb.v_tpr = value
+        self.retire(start + 3)
+        self.leave(Cr8WriteTrap())
+        return True
 
     def _lmsw_operand(self, modrm: int) -> int:
         if modrm >= 0xC0:
@@ -726,9 +744,7 @@ class Processor:
     def _debug_register(self, code: int) -> bool:
         """MOV to and from DR0 to DR6: the guest's own registers, without debug swap (15.35.4)."""
         operand, start = self.opcode()
-        register = operand[start + 2] & 7
-        rex = operand[start - 1] if start and operand[start - 1] & 0xF0 == 0x40 else 0
-        register |= 8 if rex & 1 else 0
+        register = _general_register(operand, start)
         number = code & 0xF
         write = code >= EngineExit.WRITE_DR0
         if number in (4, 5):
@@ -791,3 +807,12 @@ class Processor:
     def _shutdown(self) -> bool:
         self.leave(Shutdown("the CPU shut down"))
         return True
+
+
+def _general_register(code: bytes, start: int) -> int:
+    """Number of the register in ModRM.rm of a MOV to or from a control or debug register.
+
+    `start` is where its 0F is; a REX prefix stands right before that.
+    """
+    rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
+    return code[start + 2] & 7 | (8 if rex & 1 else 0)

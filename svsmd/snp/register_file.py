@@ -7,6 +7,7 @@ Spec: names as in 24593; widths in svsmd/gdbstub/target_xml.py.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from unicorn import x86_const as x86
@@ -45,10 +46,14 @@ class X87(NamedTuple):
 
 
 class RegisterFile:
-    """Reads and writes the registers that are in the CPU now."""
+    """Reads and writes the registers that are in the CPU now.
 
-    def __init__(self, cpu: UnicornCpu) -> None:
+    CR8 is not in the CPU: `task_priority` tells what it is.
+    """
+
+    def __init__(self, cpu: UnicornCpu, task_priority: Callable[[], int]) -> None:
         self._cpu = cpu
+        self._task_priority = task_priority
         self._xmm = cpu.bytes_at(cpu.layout.xmm, _XMM.size)
         self._fpu = cpu.bytes_at(cpu.layout.efer, _FPU.size)
         self._selector_offsets = [
@@ -106,7 +111,9 @@ class RegisterFile:
         cpu, lay = self._cpu, self._cpu.layout
         if name in _MSRS:
             return cpu.word(getattr(lay, _MSRS[name]))
-        if name.startswith("cr") and name[2:] in ("0", "2", "3", "4", "8"):
+        if name == "cr8":
+            return self._task_priority()
+        if name.startswith("cr") and name[2:] in ("0", "2", "3", "4"):
             return cpu.cr[int(name[2:])]
         if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6", "7"):
             return cpu.dr[int(name[2:])]

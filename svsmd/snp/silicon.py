@@ -17,6 +17,7 @@ from svsmd.snp.cpu_unicorn import RAX, RBX, RCX, RDX, UnicornCpu
 from svsmd.snp.engine_callbacks import Stop
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.exits import (
+    Cr8WriteTrap,
     DebugReason,
     DebugStop,
     Exit,
@@ -53,7 +54,7 @@ SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE
 
 _VMGEXIT: Final = Vmgexit()
 _EXIT_CODES: Final[dict[type, int]] = {
-    Vmgexit: 0x403, Hlt: 0x78, Shutdown: 0x7F, Npf: 0x400, Intr: 0x60,
+    Vmgexit: 0x403, Hlt: 0x78, Cr8WriteTrap: 0x98, Shutdown: 0x7F, Npf: 0x400, Intr: 0x60,
 }  # fmt: skip
 
 
@@ -112,7 +113,7 @@ class Silicon:
         self.processor.write_memory_hook = self._memory_written
         self.psp = SecurityProcessor(self.memory, self.rmp, entropy.stream("security processor"))
         self.debug = self.processor.debug
-        self.registers = RegisterFile(self.cpu)
+        self.registers = RegisterFile(self.cpu, lambda: self.processor.vmcb.v_tpr)
         self._contexts: dict[int, _Context] = {}
         self._loaded: _Context | None = None
         self._vmsa_checked = False  # since the RMP last changed, for the loaded context
@@ -209,7 +210,7 @@ class Silicon:
         if code is not None:
             vmsa = Vmsa(self.memory.page(vmcb.vmsa_spa))
             vmsa.guest_exitcode = code
-            debug.stepped = debug.stepping and isinstance(exit_, Vmgexit | Hlt)
+            debug.stepped = debug.stepping and isinstance(exit_, Vmgexit | Hlt | Cr8WriteTrap)
         return exit_
 
     def _run(self, context: _Context, until: int) -> Exit:

@@ -21,6 +21,8 @@ class Vmcb:
     """Value of the guest's GHCB MSR C001_0130 (offset 0x0A0)."""
     v_irq: int | None = None
     """Vector to be delivered when the guest takes interrupts; None once it was delivered."""
+    v_tpr: int = 0
+    """The guest's CR8, 0 to 15 (offset 0x060, V_TPR). The host decides what it lets through."""
     v_nmi: bool = False
     """An NMI is to be delivered; False once it was."""
     intercept_rdtsc: bool = False

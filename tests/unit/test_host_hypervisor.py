@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from svsmd.host.local_apic import ApicMsr, DeliveryMode
 from svsmd.host.outcome import AllHalted, Continue, Crashed, Debug
 from svsmd.host.vcpu import Activity, Vcpu
 from svsmd.snp.exits import (
+    Cr8WriteTrap,
     DebugReason,
     DebugStop,
     Exit,
@@ -21,7 +24,7 @@ from svsmd.snp.exits import (
 )
 from svsmd.snp.faults import NpfError
 from svsmd.snp.ghcb import GhcbError, GhcbExit, GhcbResponse
-from svsmd.snp.ghcb_msr import RunVmpl
+from svsmd.snp.ghcb_msr import GhcbInfo, RunVmpl
 from svsmd.snp.types import PAGE_SIZE, PageSize, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
 from tests.fake_silicon import VMSA_GPA, Rig, huge, world_of
@@ -133,6 +136,39 @@ def test_an_interrupt_that_was_not_taken_stays_pending(rig: Rig) -> None:
     rig.hypervisor.step(10)
     assert rig.platform.apics[0].state.irr == 1 << VECTOR
     assert rig.world.vmcb.v_irq == VECTOR
+
+
+def test_cr8_holds_back_an_interrupt_until_it_is_lowered(rig: Rig) -> None:
+    def writes_cr8(value: int, vmcb: Vmcb) -> Exit:
+        vmcb.v_tpr = value
+        return Cr8WriteTrap()
+
+    def sees(vector: int | None, v_tpr: int, vmcb: Vmcb) -> Exit:
+        assert (vmcb.v_irq, vmcb.v_tpr) == (vector, v_tpr)
+        vmcb.ghcb_msr = GhcbInfo.SEV_INFO_REQUEST
+        return Vmgexit()
+
+    interrupt(rig)
+    rig.silicon.script.extend(
+        (
+            partial(writes_cr8, VECTOR >> 4), partial(sees, None, VECTOR >> 4),
+            partial(writes_cr8, 0), partial(sees, VECTOR, 0),
+        )
+    )  # fmt: skip
+    rig.hypervisor.step(100)
+    assert not rig.silicon.script
+    # And what the guest writes through its APIC it reads as CR8.
+    rig.platform.msrs.write(0, ApicMsr.TPR, 0x35)
+    rig.silicon.script.append(partial(sees, VECTOR, 3))
+    rig.hypervisor.step(200)
+
+
+def test_the_svsm_has_a_cr8_of_its_own(rig: Rig) -> None:
+    assert rig.vcpu.run_vmpl(Vmpl.VMPL0)
+    rig.world.vmcb.v_tpr = 5
+    rig.silicon.script.append(Cr8WriteTrap())
+    rig.hypervisor.step(100)
+    assert (rig.world.vmcb.v_tpr, rig.platform.apics[0].task_priority) == (5, 0)
 
 
 def test_halting_with_interrupts_off_is_for_good(rig: Rig) -> None:

@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from svsmd.snp.exits import Hlt, Intr, Npf, Shutdown, Vmgexit
+from svsmd.snp.exits import Cr8WriteTrap, Hlt, Intr, Npf, Shutdown, Vmgexit
 from svsmd.snp.faults import NpfError
 from svsmd.snp.types import Spa
+from svsmd.snp.vmcb import Vmcb
 from svsmd.snp.vmsa import Segment
 from tests.bare_machine import (
     CODE,
@@ -474,6 +475,40 @@ def test_syscall_in_legacy_mode():
     assert m.run(b"\x0f\x05" + HLT) == Hlt()
     assert (m.vmsa.rip, m.vmsa.rcx) == (CODE + 0x801, CODE + 2)
     assert m.vmsa.cs.attrib & 0x600 == 0x400  # 32-bit code, not 64-bit
+
+
+# -- CR8 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("register", ["rax", "r9"])
+def test_mov_to_cr8_traps_and_reads_back(register):
+    m = BareMachine()
+    write = f"mov {register}, 7; mov cr8, {register}"
+    assert m.run(f"{write}; xor {register}, {register}; mov {register}, cr8; hlt") == Cr8WriteTrap()
+    assert (m.vmcb.v_tpr, m.silicon.clock.now) == (7, 2)
+    assert m.silicon.registers.read("cr8") == 7
+    m.vmcb.v_tpr = 9  # what its host wants it to be
+    assert m.silicon.vmrun(m.vmcb, 1000) == Hlt()
+    assert m.gpr(register) == 9
+
+
+def test_cr8_belongs_to_its_vmcb():
+    m = BareMachine()
+    m.run("mov eax, 3; mov cr8, rax; hlt")
+    assert m.vmcb.v_tpr == 3
+    m.vmcb = Vmcb(m.vmcb.vmsa_spa)
+    assert m.run("mov rbx, cr8; hlt") == Hlt()
+    assert m.gpr("rbx") == 0
+
+
+def test_reserved_bits_of_cr8_are_gp():
+    m = BareMachine()
+    assert m.trapped("mov eax, 0x10; mov cr8, rax").vector == GP
+    assert m.vmcb.v_tpr == 0
+
+
+def test_cr8_at_cpl_3_is_gp():
+    assert BareMachine(user=True).trapped("mov rax, cr8").vector == GP
 
 
 # -- HLT, deadlines -------------------------------------------------------------------------
