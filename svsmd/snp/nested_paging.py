@@ -158,8 +158,11 @@ class NestedTables:
                     dropped = True
                 elif entry:
                     start = self._leaf_table[key] * _ENTRIES + page % PAGES_PER_HUGE_PAGE
-                    self._pool[start : start + stop - page] = _EMPTY[: stop - page]
-                    dropped = True
+                    leaves = self._pool[start : start + stop - page]
+                    empty = _EMPTY[: stop - page]
+                    if leaves != empty:
+                        leaves[:] = empty
+                        dropped = True
             page = stop
         return dropped
 
