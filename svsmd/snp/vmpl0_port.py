@@ -9,12 +9,13 @@ Spec: 24593, 15.36; 24594 for the instructions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.rmp import RmpQueryResult
-from svsmd.snp.types import C_BIT, Gpa, PageSize, Spa, Vmpl
+from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
 
 if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
@@ -29,20 +30,44 @@ class Vmpl0Port:
 
     def __init__(self, processor: Processor) -> None:
         self._p = processor
-        # Like the CPU's TLB, and as lasting: (gva >> shift) -> translation of a large page.
-        self._large_pages: dict[int, int] = {}
+        # Like the CPU's TLB: (gva >> shift) -> translation of a large page, for reads, and for
+        # reads and writes, until it is flushed or CR3 is another one.
+        self._cr3 = 0
+        self._readable: dict[int, int] = {}
+        self._writable: dict[int, int] = {}
 
     def _translate(self, gva: int, kind: AccessKind) -> tuple[int, int]:
         """GPA with C-bit, and bytes to the end of its page."""
-        base = self._large_pages.get(gva >> _LARGE_SHIFT)
+        cr3 = self._p.cpu.cr[3]
+        if cr3 != self._cr3:
+            self._forget()
+            self._cr3 = cr3
+        write = kind is AccessKind.WRITE
+        base = (self._writable if write else self._readable).get(gva >> _LARGE_SHIFT)
         offset = gva & (_LARGE_SIZE - 1)
         if base is not None:
             return base | offset, _LARGE_SIZE - offset
         leaf = self._p.translate_leaf(gva, kind, 0)
-        # The direct maps are writable as a whole; a read may enter them into the TLB too.
-        if leaf.page_size == _LARGE_SIZE and kind is AccessKind.WRITE:
-            self._large_pages[gva >> _LARGE_SHIFT] = leaf.gpa - offset
+        if leaf.page_size == _LARGE_SIZE:
+            self._readable[gva >> _LARGE_SHIFT] = leaf.gpa - offset
+            if write:
+                self._writable[gva >> _LARGE_SHIFT] = leaf.gpa - offset
         return leaf.gpa, leaf.page_size - (gva & (leaf.page_size - 1))
+
+    def _spans(self, gva: int, n: int, kind: AccessKind) -> Iterator[tuple[int, int]]:
+        """GPA with C-bit and bytes of each page of a range that may be accessed so."""
+        physical = self._p.physical
+        while n:
+            chunk = min(n, PAGE_SIZE - (gva & PAGE_MASK))
+            gpa, _ = self._translate(gva, kind)
+            try:
+                physical.resolve(0, gpa, kind)
+            except GuestFault as fault:
+                fault.address = gva
+                raise
+            yield gpa, chunk
+            gva += chunk
+            n -= chunk
 
     def read(self, gva: int, n: int) -> bytes:
         """Reads `n` bytes.
@@ -51,11 +76,17 @@ class Vmpl0Port:
             GuestFault: #PF, #GP or #VC 0x404, with the address that faulted.
             NestedFault: the host gave the page away, or it is not RAM.
         """
-        return self._p.read(gva, n, 0)
+        physical = self._p.physical
+        spans = self._spans(gva, n, AccessKind.READ)
+        return b"".join(physical.read(0, gpa, chunk) for gpa, chunk in spans)
 
     def write(self, gva: int, data: bytes) -> None:
         """Writes all of `data`, or nothing if a page of it faults; raises as read()."""
-        self._p.write_system(gva, data, 0)
+        done = 0
+        for gpa, chunk in list(self._spans(gva, len(data), AccessKind.WRITE)):
+            spa = self._p.physical.write(0, gpa, data[done : done + chunk])
+            self._p.write_memory_hook(spa, chunk)
+            done += chunk
 
     def _operand(self, gva: int) -> tuple[Spa, Gpa]:
         gpa, _ = self._translate(gva, AccessKind.READ)
@@ -105,8 +136,12 @@ class Vmpl0Port:
 
     def flush_tlb(self) -> None:
         """INVLPGB of everything, then TLBSYNC."""
-        self._large_pages.clear()
+        self._forget()
         self._p.cpu.flush_tlb()
+
+    def _forget(self) -> None:
+        self._readable.clear()
+        self._writable.clear()
 
     def charge(self, ticks: int) -> None:
         """The time that the work since the last call takes on the vCPU."""
