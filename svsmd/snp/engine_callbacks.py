@@ -165,6 +165,12 @@ class Engine:
         self.halves = (ctypes.c_uint32 * (_STATE_BYTES // 4)).from_address(layout.env)
         self._rip = layout.eip // 8
 
+    @property
+    def address(self) -> int:
+        """Host address of the engine's own structure."""
+        address: int = self._handle.value
+        return address
+
     def internal(self, name: str) -> Any:
         """A function of the engine that its public interface does not offer."""
         return getattr(self._internals, f"{name}_x86_64")

@@ -39,8 +39,13 @@ _FUNCTIONS: Final = (
     ("read_eflags", "helper_read_eflags"), ("raise_", "raise_exception_err_ra"),
     ("load64", "cpu_ldq_mmuidx_ra"), ("load8", "cpu_ldub_mmuidx_ra"),
     ("store64", "cpu_stq_mmuidx_ra"), ("reset_dirty", "tlb_reset_dirty"),
+    ("flush_tlb", "tlb_flush"),
 )  # fmt: skip
 """Functions of the engine that native code calls."""
+
+
+_UC_BYTES: Final = 1024
+"""Of the engine's own structure, its functions being at the beginning."""
 
 
 class _Shared(ctypes.Structure):
@@ -70,7 +75,8 @@ class _Shared(ctypes.Structure):
         ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64),
         ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p),
         ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
-        ("reset_dirty", ctypes.c_void_p), ("exit_info_2", ctypes.c_void_p),
+        ("reset_dirty", ctypes.c_void_p), ("flush_tlb", ctypes.c_void_p),
+        ("exit_info_2", ctypes.c_void_p),
         ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),
         ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
         ("emu_stop", ctypes.c_void_p), ("read_eflags", ctypes.c_void_p),
@@ -106,6 +112,7 @@ class NativeCallbacks(EngineCallbacks):
             (ucc.UC_HOOK_INSN, library.svsmd_on_syscall, (ctypes.c_int(x86.UC_X86_INS_SYSCALL),)),
         ):
             engine.hook(kind, function, self._user, *extra)
+        self._replace_region_search()
 
     def _fill(self, shared: _Shared) -> None:
         engine, layout = self._engine, self._engine.layout
@@ -134,6 +141,23 @@ class NativeCallbacks(EngineCallbacks):
         shared.tlb = self._tlb()
         shared.exit_info_2 = engine.exit_info_2
         shared.interrupt_request = layout.cpu + layout.interrupt_request
+
+    def _replace_region_search(self) -> None:
+        """Lets svsmd_find_region() answer where the engine would search its memory tree."""
+        engine = self._engine
+        search = engine.internal("find_memory_mapping")
+        was = ctypes.cast(search, ctypes.c_void_p).value
+        words = (ctypes.c_uint64 * (_UC_BYTES // 8)).from_address(engine.address)
+        found = [index for index, word in enumerate(words) if word == was]
+        if len(found) != 1:
+            raise EngineMismatch(f"the engine's memory_mapping is at {len(found)} places")
+        spans = engine.memory.ranges
+        ranges = (ctypes.c_uint64 * 2 * len(spans))(*((s.start, len(s)) for s in spans))
+        handle = ctypes.c_void_p(engine.address)
+        if not self._library.svsmd_set_regions(handle, self._user, search, ranges, len(spans)):
+            raise EngineMismatch("the engine does not find the RAM that it was given")
+        replacement = ctypes.cast(self._library.svsmd_find_region, ctypes.c_void_p).value
+        words[found[0]] = replacement or 0
 
     def _tlb(self) -> int:
         """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""

@@ -17,6 +17,7 @@
  */
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct uc_struct uc_engine;
@@ -54,7 +55,9 @@ enum {
 	TLB_INVALID = 1 << 11,
 	TLB_NOT_DIRTY = 1 << 10,
 	TLB_OTHER = 0x3c0, /* I/O, watchpoint, byte swap, discard */
-	SWEEP_TICKS = 100000,
+	SWEEP_TICKS = 100000,    /* for each SWEEP_ENTRIES entries */
+	SWEEP_ENTRIES = 1024,
+	MAX_ENTRIES = 1 << 14,
 };
 
 enum { BLOCK_ALIGN = 64, CODE_PROBES = 4 };
@@ -173,6 +176,7 @@ struct shared {
 	uint8_t *code_map;      /* one bit a RAM byte: a block was translated that starts there */
 	void *cpu;
 	void (*reset_dirty)(void *cpu, uintptr_t start, uint64_t length);
+	void (*flush_tlb)(void *cpu);
 	uint64_t *exit_info_2;
 	uint32_t *interrupt_request;
 	uint64_t (*load64)(void *env, uint64_t address, int mmu_index, uintptr_t return_address);
@@ -248,7 +252,11 @@ static inline struct block *current_block(const struct shared *s)
  * - When a page first gets code, and when an address is translated again (something was stored
  *   there meanwhile), all mappings of the page are marked again.
  * - Executable mappings of pages without code, such as all data of a kernel that has not set up its
- *   final page tables, lose the mark in a sweep now and then; else each of their stores is slow.
+ *   final page tables, lose the mark: with their first slow store if they are where an identity or
+ *   direct mapping puts them (unmark()), in a sweep now and then wherever they are.
+ *
+ * The sweep also sees how full the tables are. The engine makes a full one larger, but only when it
+ * is flushed, which a guest that unpacks its kernel does not do for seconds: then the sweep does.
  */
 static void mark_page(struct shared *s, uint64_t page)
 {
@@ -272,26 +280,55 @@ static void watch_code(struct shared *s, const struct block *b)
 	*map |= bit;
 }
 
-static void sweep(struct shared *s)
+/* Takes the mark from an entry, if that is all that makes its stores slow and it has no code. */
+static inline void unmark_entry(const struct shared *s, struct tlb_entry *e)
+{
+	uint64_t flags = e->addr_write & (TLB_INVALID | TLB_NOT_DIRTY | TLB_OTHER);
+	uint64_t offset;
+
+	if (flags != TLB_NOT_DIRTY || e->addr_code == ~(uint64_t)0)
+		return;
+	offset = (e->addr_write & ~(uint64_t)4095) + e->addend - (uintptr_t)s->ram;
+	if (offset < s->ram_size && !s->has_code[offset >> 12])
+		e->addr_write &= ~(uint64_t)TLB_NOT_DIRTY;
+}
+
+/*
+ * A physical address missed the TLB or was stored to slowly. Where linear addresses differ from
+ * physical ones by a multiple of the table's reach, its entry is at once found.
+ */
+static void unmark(const struct shared *s, uint64_t address)
 {
 	int i;
 
-	s->next_sweep = s->ticks + SWEEP_TICKS;
+	for (i = 0; i < MMU_MODES; i++) {
+		uintptr_t at = (address >> 12) * sizeof(struct tlb_entry) & s->tlb[i].mask;
+
+		unmark_entry(s, (struct tlb_entry *)((uint8_t *)s->tlb[i].table + at));
+	}
+}
+
+static void sweep(struct shared *s)
+{
+	uint64_t total = 0;
+	int i, crowded = 0;
+
 	for (i = 0; i < MMU_MODES; i++) {
 		struct tlb_entry *e = s->tlb[i].table, *end;
+		uint64_t entries, used = 0;
 
-		end = (struct tlb_entry *)((uint8_t *)e + s->tlb[i].mask + sizeof(*e));
+		entries = s->tlb[i].mask / sizeof(*e) + 1;
+		end = e + entries;
 		for (; e < end; e++) {
-			uint64_t flags = e->addr_write & (TLB_INVALID | TLB_NOT_DIRTY | TLB_OTHER);
-			uint64_t offset;
-
-			if (flags != TLB_NOT_DIRTY || e->addr_code == ~(uint64_t)0)
-				continue;
-			offset = (e->addr_write & ~(uint64_t)4095) + e->addend - (uintptr_t)s->ram;
-			if (offset < s->ram_size && !s->has_code[offset >> 12])
-				e->addr_write &= ~(uint64_t)TLB_NOT_DIRTY;
+			used += (e->addr_read & e->addr_write & e->addr_code) != ~(uint64_t)0;
+			unmark_entry(s, e);
 		}
+		crowded |= entries < MAX_ENTRIES && used > entries / 4 * 3;
+		total += entries;
 	}
+	s->next_sweep = s->ticks + SWEEP_TICKS * (1 + total / SWEEP_ENTRIES);
+	if (crowded)
+		s->flush_tlb(s->cpu);
 }
 
 void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *user)
@@ -488,6 +525,84 @@ void svsmd_on_block(uc_engine *uc, uint64_t pc, int32_t size, void *user)
 	}
 	s->ticks = ticks - (uint64_t)(int64_t)size;
 	s->block_call = return_address;
+}
+
+/*
+ * Which memory region an address is in. The engine asks at each access that misses its TLB and at
+ * each store to an executable page, and walks its memory tree for the answer, which never changes.
+ * Only the engine is passed to the function that takes its place, so there is one record for each
+ * engine. Records are not freed: one that comes later may be at the same address.
+ */
+enum { MAX_REGIONS = 4 };
+
+struct regions {
+	uc_engine *uc;
+	const struct shared *shared;
+	void *(*search)(uc_engine *uc, uint64_t address); /* the engine's own function */
+	unsigned count;
+	struct {
+		uint64_t start, size;
+		void *region;
+	} regions[MAX_REGIONS];
+	struct regions *next;
+};
+
+static struct regions *all_regions;
+static struct regions *last_regions;
+
+static struct regions *regions_of(uc_engine *uc)
+{
+	struct regions *r = last_regions;
+
+	if (r && r->uc == uc)
+		return r;
+	for (r = all_regions; r && r->uc != uc; r = r->next)
+		;
+	last_regions = r;
+	return r;
+}
+
+/* Returns whether each of the ranges starts in a region. */
+int svsmd_set_regions(uc_engine *uc, const struct shared *s, void *(*search)(uc_engine *, uint64_t),
+		      const uint64_t (*ranges)[2], unsigned count)
+{
+	struct regions *r = regions_of(uc);
+	unsigned i;
+
+	if (!r) {
+		r = calloc(1, sizeof(*r));
+		if (!r)
+			return 0;
+		r->uc = uc;
+		r->next = all_regions;
+		all_regions = r;
+	}
+	r->shared = s;
+	r->search = search;
+	r->count = 0;
+	for (i = 0; i < count && i < MAX_REGIONS; i++) {
+		r->regions[i].start = ranges[i][0];
+		r->regions[i].size = ranges[i][1];
+		r->regions[i].region = search(uc, ranges[i][0]);
+		if (!r->regions[i].region)
+			return 0;
+		r->count = i + 1;
+	}
+	return r->count == count;
+}
+
+void *svsmd_find_region(uc_engine *uc, uint64_t address)
+{
+	const struct regions *r = regions_of(uc);
+	unsigned i;
+
+	for (i = 0; i < r->count; i++) {
+		if (address - r->regions[i].start < r->regions[i].size) {
+			unmark(r->shared, address);
+			return r->regions[i].region;
+		}
+	}
+	return r->search(uc, address);
 }
 
 /* Signed LEB128, as the translator writes its instruction records. */
