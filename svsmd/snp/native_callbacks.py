@@ -152,7 +152,8 @@ class NativeCallbacks(EngineCallbacks):
         if len(found) != 1:
             raise EngineMismatch(f"the engine's memory_mapping is at {len(found)} places")
         spans = engine.memory.ranges
-        ranges = (ctypes.c_uint64 * 2 * len(spans))(*((s.start, len(s)) for s in spans))
+        bounds = [bound for span in spans for bound in (span.start, len(span))]
+        ranges = (ctypes.c_uint64 * len(bounds))(*bounds)
         handle = ctypes.c_void_p(engine.address)
         if not self._library.svsmd_set_regions(handle, self._user, search, ranges, len(spans)):
             raise EngineMismatch("the engine does not find the RAM that it was given")
