@@ -82,7 +82,7 @@ class _Shared(ctypes.Structure):
         ("emu_stop", ctypes.c_void_p), ("read_eflags", ctypes.c_void_p),
         ("raise_", ctypes.c_void_p), ("exit_handler", ctypes.c_void_p),
         ("answer", ctypes.c_void_p), ("answer_argument", ctypes.c_void_p),
-        ("answered", ctypes.c_uint32), ("padding_3", ctypes.c_uint32),
+        ("answered", ctypes.c_uint32), ("translated", ctypes.c_uint32),
     )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ enum {
 	SWEEP_TICKS = 100000,    /* for each SWEEP_ENTRIES entries */
 	SWEEP_ENTRIES = 1024,
 	MAX_ENTRIES = 1 << 14,
+	FEW_ENTRIES = 1 << 9,    /* while code is translated: each translation visits them all */
 };
 
 enum { BLOCK_ALIGN = 64, CODE_PROBES = 4 };
@@ -191,7 +192,7 @@ struct shared {
 	int (*answer)(void *argument, uint64_t ghcb_msr, uint64_t ticks, int v_irq);
 	void *answer_argument;
 	uint32_t answered;      /* a VMGEXIT was, since Python looked */
-	uint32_t padding_3;
+	uint32_t translated;    /* a block was, since the last sweep */
 };
 
 static inline void put64(const struct shared *s, uint32_t offset, uint64_t v)
@@ -310,8 +311,10 @@ static void unmark(const struct shared *s, uint64_t address)
 
 static void sweep(struct shared *s)
 {
-	uint64_t total = 0;
+	uint64_t total = 0, most = s->translated ? FEW_ENTRIES : MAX_ENTRIES;
 	int i, crowded = 0;
+
+	s->translated = 0;
 
 	for (i = 0; i < MMU_MODES; i++) {
 		struct tlb_entry *e = s->tlb[i].table, *end;
@@ -323,7 +326,7 @@ static void sweep(struct shared *s)
 			used += (e->addr_read & e->addr_write & e->addr_code) != ~(uint64_t)0;
 			unmark_entry(s, e);
 		}
-		crowded |= entries < MAX_ENTRIES && used > entries / 4 * 3;
+		crowded |= entries < most && used > entries / 4 * 3;
 		total += entries;
 	}
 	s->next_sweep = s->ticks + SWEEP_TICKS * (1 + total / SWEEP_ENTRIES);
@@ -339,6 +342,7 @@ void svsmd_on_translation(uc_engine *uc, void *current, void *previous, void *us
 	(void)current;
 	(void)previous;
 	s->generated = 1;
+	s->translated = 1;
 	s->next_check = 0;
 }
 
