@@ -23,6 +23,7 @@ from svsmd.config import (
     DEMO_RTC,
     DEMO_SEED,
     MIB,
+    Decompress,
     MachineConfig,
     OnReboot,
     format_size,
@@ -81,6 +82,13 @@ def _machine_options(command: Callable[..., int]) -> Callable[..., int]:
             "--kernel", type=EXISTING_FILE, metavar="FILE", help="Boot this kernel: bzImage or ELF."
         ),
         click.option(
+            "--decompress",
+            type=click.Choice([choice.value for choice in Decompress]),
+            default=Decompress.HOST.value,
+            show_default=True,
+            help="Who unpacks a bzImage: this program, or its own code in the guest.",
+        ),
+        click.option(
             "--initrd", type=EXISTING_FILE, metavar="FILE", help="Initial RAM disk of the kernel."
         ),
         click.option("--append", default="", metavar="TEXT", help="Command line of the guest."),
@@ -112,6 +120,7 @@ def _machine_config(
     *,
     image: str | None,
     kernel: Path | None,
+    decompress: str,
     initrd: Path | None,
     append: str,
     memory: int,
@@ -147,6 +156,7 @@ def _machine_config(
         memory=memory,
         cpus=cpus,
         kernel=kernel,
+        decompress=Decompress(decompress),
         initrd=initrd,
         append=append,
         svsm=not no_svsm,

@@ -43,6 +43,15 @@ _SIZE: Final = re.compile(r"([0-9]{1,12})([KMG])(iB|B)?", re.IGNORECASE)
 _SIZE_UNITS: Final = {"K": KIB, "M": MIB, "G": GIB}
 
 
+class Decompress(Enum):
+    """Who unpacks a bzImage."""
+
+    HOST = "host"
+    """The ELF inside is loaded and measured; the kernel runs where it was linked to."""
+    GUEST = "guest"
+    """The bzImage is loaded and measured as it is, and unpacks itself to a random place."""
+
+
 class OnReboot(Enum):
     """What a reset of the guest does."""
 
@@ -63,6 +72,7 @@ class MachineConfig:
         memory: bytes of RAM, a multiple of `MEMORY_GRANULE`.
         cpus: number of vCPUs.
         kernel: ELF or bzImage to boot; None is the demo guest.
+        decompress: who unpacks a kernel that is a bzImage.
         initrd: file that the kernel gets as its initial RAM disk.
         append: command line of the guest, at most `MAX_COMMAND_LINE` bytes of UTF-8.
         svsm: there is an SVSM at VMPL0; without it, the guest runs there.
@@ -79,6 +89,7 @@ class MachineConfig:
     memory: int = DEFAULT_MEMORY
     cpus: int = 1
     kernel: Path | None = None
+    decompress: Decompress = Decompress.HOST
     initrd: Path | None = None
     append: str = ""
     svsm: bool = True
@@ -104,6 +115,8 @@ class MachineConfig:
             raise UserError(f"memory of {format_size(self.memory)} is not a multiple of 2M")
         if not 1 <= self.cpus <= MAX_CPUS:
             raise UserError(f"{self.cpus} vCPUs make no sense: 1 to {MAX_CPUS}")
+        if self.decompress is Decompress.GUEST and self.kernel is None:
+            raise UserError("the demo guest is no bzImage: nothing of it could unpack itself")
         if self.initrd is not None and self.kernel is None:
             raise UserError("an initrd goes with a kernel: the demo guest takes none")
         if "\0" in self.append or len(self.append.encode()) > MAX_COMMAND_LINE:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from svsmd.config import MachineConfig, OnReboot
+from svsmd.config import Decompress, MachineConfig, OnReboot
 from svsmd.core.core import Core, CoreConfig
 from svsmd.core.launch_info import (
     EntryState,
@@ -131,6 +131,7 @@ class Machine:
         return build_direct_boot(
             payload.kernel, payload.initrd, payload.append, self.silicon.memory.ranges,
             self.config.cpus, region, DIRECT_BOOT_LAYOUT,
+            self_decompressing=self.config.decompress is Decompress.GUEST,
         )  # fmt: skip
 
     def _cpuid_page(self) -> bytes:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Takes the ELF kernel out of a Linux bzImage.
+"""Takes a Linux bzImage apart: its setup header, its protected-mode code, the ELF kernel inside.
 
 Spec: Linux Documentation/arch/x86/boot.rst: setup header, `payload_offset`, `payload_length`
-(protocol 2.08), `xloadflags` (2.12). The payload formats are those of scripts/Makefile.lib: gzip,
-bzip2, LZMA, XZ, LZ4 (legacy frames) and zstd, all but gzip followed by the size as 32 bits.
+(protocol 2.08), `pref_address`, `init_size` (2.10), `xloadflags` (2.12). The payload formats are
+those of scripts/Makefile.lib: gzip, bzip2, LZMA, XZ, LZ4 (legacy frames) and zstd, all but gzip
+followed by the size as 32 bits.
 Deviations: LZO payloads are refused (no decompressor in the dependencies).
 """
 
@@ -27,6 +28,7 @@ from svsmd.host.boot_params import (
     HDRS_MAGIC,
     HEADER_MAGIC,
     INITRD_ADDR_MAX,
+    PREF_ADDRESS,
     SETUP_HEADER,
     VERSION,
 )
@@ -37,6 +39,8 @@ SECTOR: Final = 512
 MIN_VERSION: Final = 0x020C
 """2.12: `xloadflags` says whether there is a 64-bit kernel inside."""
 XLF_KERNEL_64: Final = 1 << 0
+ENTRY_64: Final = 0x200
+"""Offset of the 64-bit entry in the protected-mode code."""
 DEFAULT_SETUP_SECTORS: Final = 4
 """What setup_sects = 0 means, for compatibility with kernels of the last century."""
 MAX_KERNEL_SIZE: Final = 1 << 30
@@ -66,8 +70,14 @@ class BzImage:
     """Highest address that a byte of the initrd may have."""
     cmdline_size: int
     """Longest command line, without its final NUL."""
-    elf: bytes
-    """The decompressed payload: an ELF file, the relocation table behind it."""
+    pref_address: int
+    """Where the protected-mode code likes to run."""
+    init_size: int
+    """Bytes that it needs from there on until the kernel knows its memory map."""
+    protected_mode: bytes
+    """Decompressor and payload; its 64-bit entry is at `ENTRY_64`."""
+    payload: bytes
+    """The compressed kernel, for `decompress_payload`."""
 
 
 def is_bzimage(data: bytes) -> bool:
@@ -80,9 +90,9 @@ def is_bzimage(data: bytes) -> bool:
 
 
 def parse_bzimage(data: bytes) -> BzImage:
-    """Checks the header and decompresses the payload.
+    """Checks the header.
 
-    :raises LoaderError: not a bzImage, too old, not 64-bit, truncated, or an unusable payload.
+    :raises LoaderError: not a bzImage, too old, not 64-bit, or truncated.
     """
     if not is_bzimage(data):
         raise LoaderError("the kernel is not a bzImage: boot flag or HdrS magic is missing")
@@ -106,17 +116,23 @@ def parse_bzimage(data: bytes) -> BzImage:
         raise LoaderError("the bzImage is truncated: its payload ends behind the file")
     (initrd_addr_max,) = struct.unpack_from("<I", data, INITRD_ADDR_MAX)
     (cmdline_size,) = struct.unpack_from("<I", data, CMDLINE_SIZE)
+    pref_address, init_size = struct.unpack_from("<QI", data, PREF_ADDRESS)
     return BzImage(
         version=version,
         setup_header=data[SETUP_HEADER:header_end],
         initrd_addr_max=initrd_addr_max,
         cmdline_size=cmdline_size,
-        elf=decompress_payload(data[start : start + length]),
+        pref_address=pref_address,
+        init_size=init_size,
+        protected_mode=data[setup_size:],
+        payload=data[start : start + length],
     )
 
 
 def decompress_payload(payload: bytes, limit: int = MAX_KERNEL_SIZE) -> bytes:
     """The kernel in *payload*, whose format is told by its magic number.
+
+    It is an ELF file with the relocation table behind it.
 
     :raises LoaderError: unknown format, corrupt data, more than *limit* bytes, or no ELF inside.
     """

@@ -3,8 +3,9 @@
 
 Spec: Linux Documentation/arch/x86/boot.rst, "64-bit boot protocol"; Documentation/arch/x86/amd-
 memory-encryption.rst (CC blob). The guest enters its kernel ELF in long mode with paging on, all of
-the first 4 GiB mapped one to one as private memory, RSI = boot_params, interrupts off.
-Deviations: a bzImage's decompressor is not run; the ELF inside is loaded at its link addresses.
+the first 4 GiB mapped one to one as private memory, RSI = boot_params, interrupts off. A bzImage is
+either unpacked here, and the ELF inside loaded at its link addresses, or loaded as it is: then its
+own decompressor runs in the guest, and finds a random place for the kernel.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ from svsmd.host.boot_params import (
     e820_map,
     zero_page,
 )
-from svsmd.host.bzimage import is_bzimage, parse_bzimage
-from svsmd.host.elf_loader import ElfImage, load_elf
+from svsmd.host.bzimage import (
+    ENTRY_64,
+    BzImage,
+    decompress_payload,
+    is_bzimage,
+    parse_bzimage,
+)
+from svsmd.host.elf_loader import ElfImage, Segment, load_elf
 from svsmd.host.layout import (
     DIRECT_BOOT_LAYOUT,
     GIB,
@@ -135,18 +142,20 @@ def build_direct_boot(
     ncpus: int,
     svsm: SvsmRegion | None,
     layout: DirectBootLayout = DIRECT_BOOT_LAYOUT,
+    *,
+    self_decompressing: bool = False,
 ) -> DirectBoot:
     """The launch of *kernel*, a bzImage or a plain ELF.
 
     :param memory: guest-physical RAM; one range starts at 0.
     :param svsm: memory that belongs to an SVSM; None for a guest at VMPL0.
+    :param self_decompressing: a bzImage's own decompressor is to run in the guest.
     :raises LoaderError: anything that cannot work, in one line.
     """
     top = svsm.base if svsm is not None else low_ram_top(memory)
     if top <= HIGH_MEMORY_BASE:
         raise LoaderError("too little memory: nothing is left above the first 1 MiB")
-    usable = (range(HIGH_MEMORY_BASE, top),)
-    loaded = _load_kernel(kernel, usable)
+    loaded = _load_kernel(kernel, range(HIGH_MEMORY_BASE, top), self_decompressing)
     command_line = _command_line(cmdline, loaded.cmdline_size, layout)
     initrd_range = _place_initrd(initrd or b"", loaded, top)
     e820 = e820_map(memory, _carved(layout, svsm))
@@ -231,16 +240,28 @@ def _padded(start: int, run: bytearray) -> LaunchRange:
     return LaunchRange(Gpa(start), bytes(run))
 
 
-def _load_kernel(kernel: bytes, usable: Sequence[range]) -> _Kernel:
+def _load_kernel(kernel: bytes, usable: range, self_decompressing: bool) -> _Kernel:
     if is_bzimage(kernel):
         image = parse_bzimage(kernel)
-        return _Kernel(
-            load_elf(image.elf, usable),
-            image.setup_header,
-            image.initrd_addr_max,
-            image.cmdline_size,
+        if self_decompressing:
+            loaded = _protected_mode_code(image, usable)
+        else:
+            loaded = load_elf(decompress_payload(image.payload), (usable,))
+        return _Kernel(loaded, image.setup_header, image.initrd_addr_max, image.cmdline_size)
+    if self_decompressing:
+        raise LoaderError("the kernel is no bzImage: there is nothing that could decompress itself")
+    return _Kernel(load_elf(kernel, (usable,)), b"", DEFAULT_INITRD_ADDR_MAX, DEFAULT_CMDLINE_SIZE)
+
+
+def _protected_mode_code(image: BzImage, usable: range) -> ElfImage:
+    """The bzImage without its real-mode part, as if it were an ELF of one segment."""
+    start, size = image.pref_address, max(image.init_size, len(image.protected_mode))
+    if not usable.start <= start <= start + size <= usable.stop:
+        raise LoaderError(
+            f"the bzImage wants {size >> 20} MiB at {start:#x}, which is not all free memory"
         )
-    return _Kernel(load_elf(kernel, usable), b"", DEFAULT_INITRD_ADDR_MAX, DEFAULT_CMDLINE_SIZE)
+    code = Segment(start, start, size, image.protected_mode, executable=True)
+    return ElfImage(start + ENTRY_64, (code,))
 
 
 def _command_line(text: str, longest: int, layout: DirectBootLayout) -> bytes:

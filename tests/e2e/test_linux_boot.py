@@ -17,10 +17,10 @@ BOOT_SECONDS = 180.0
 PROMPT = r"# (?:\x1b\[6n)?"
 
 
-def boot(svsmd: Start, linux: Linux) -> None:
+def boot(svsmd: Start, linux: Linux, *options: str) -> None:
     """Boot to a shell, look round, power off."""
     machine = svsmd(
-        f"--kernel={linux.kernel}", f"--initrd={linux.initrd}", f"--append={COMMAND_LINE}"
+        f"--kernel={linux.kernel}", f"--initrd={linux.initrd}", f"--append={COMMAND_LINE}", *options
     )
     console = machine.console()
     release = console.expect(r"SVMBOOT: shell (\S+)", BOOT_SECONDS)[1]
@@ -42,3 +42,8 @@ def boot(svsmd: Start, linux: Linux) -> None:
 
 def test_boot(svsmd: Start, linux: Linux) -> None:
     boot(svsmd, linux)
+
+
+@pytest.mark.slow
+def test_a_kernel_unpacks_itself(svsmd: Start, linux: Linux) -> None:
+    boot(svsmd, linux, "--decompress=guest")

@@ -27,6 +27,10 @@ def elf(paddr: int = 0x100_0000, size: int = 0x1800, memsz: int = 0x5000) -> byt
     return header + load + b"\x90" * size
 
 
+PREF_ADDRESS = 0x100_0000
+INIT_SIZE = 0x30_0000
+
+
 def bzimage(kernel: bytes, initrd_addr_max: int = 0x7FFF_FFFF, cmdline_size: int = 2047) -> bytes:
     payload = gzip.compress(kernel)
     data = bytearray(5 * 512)
@@ -37,6 +41,7 @@ def bzimage(kernel: bytes, initrd_addr_max: int = 0x7FFF_FFFF, cmdline_size: int
     struct.pack_into("<I", data, 0x22C, initrd_addr_max)
     struct.pack_into("<HI", data, 0x236, 1, cmdline_size)
     struct.pack_into("<II", data, 0x248, 0, len(payload))
+    struct.pack_into("<QI", data, 0x258, PREF_ADDRESS, INIT_SIZE)
     return bytes(data) + payload
 
 
@@ -251,3 +256,33 @@ def test_e820_merges_neighbours_and_keeps_holes():
         E820Entry(0x2000, 0x2000, E820Type.RESERVED),
         E820Entry(0x4000, 0x4000, E820Type.RAM),
     )
+
+
+def test_a_bzimage_that_unpacks_itself_is_loaded_as_it_is() -> None:
+    image = bzimage(elf())
+    result = build_direct_boot(image, None, "", RAM, 1, SVSM, self_decompressing=True)
+    assert result.entry.rip == PREF_ADDRESS + 0x200
+    protected_mode = image[5 * 512 :]
+    assert read(result, PREF_ADDRESS, len(protected_mode)) == protected_mode
+    # What it unpacks into is there, and zero.
+    assert result.zero_ranges == (range(PREF_ADDRESS + 0x1000, PREF_ADDRESS + INIT_SIZE),)
+
+
+def test_an_initrd_lies_above_what_a_bzimage_unpacks_into() -> None:
+    memory = ram_ranges(32 * MIB)
+    with pytest.raises(LoaderError, match="does not fit above the kernel"):
+        build_direct_boot(
+            bzimage(elf()), bytes(14 * MIB), "", memory, 1, None, self_decompressing=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "memory", "message"),
+    [
+        (elf(), 512 * MIB, "no bzImage"),
+        (bzimage(elf()), 18 * MIB, "wants 3 MiB at 0x1000000"),
+    ],
+)
+def test_what_cannot_unpack_itself(kernel: bytes, memory: int, message: str) -> None:
+    with pytest.raises(LoaderError, match=message):
+        build_direct_boot(kernel, None, "", ram_ranges(memory), 1, None, self_decompressing=True)
