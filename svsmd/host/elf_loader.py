@@ -80,7 +80,9 @@ def load_elf(data: bytes, memory: Sequence[range]) -> ElfImage:
     """The segments and the entry of the executable in *data*.
 
     The entry is physical if it lies in the physical addresses of an executable segment (a Linux
-    vmlinux), else it is looked up among the virtual addresses (a kernel linked high).
+    vmlinux), else it is looked up among the virtual addresses (a kernel linked high). What is no
+    address of an executable segment is looked up among the others: a Linux of 7.x has its entry in
+    .init.text, which lies in the segment of its data.
 
     :param memory: where segments may lie.
     :raises LoaderError: not an ELF64 x86-64 executable, or any number in it is wrong.
@@ -168,10 +170,12 @@ def _segment(data: bytes, header: Any, memory: Sequence[range]) -> Segment | Non
 
 
 def _physical_entry(entry: int, segments: Sequence[Segment]) -> int:
-    for segment in segments:
-        if segment.executable and segment.paddr <= entry < segment.end:
+    executable = [segment for segment in segments if segment.executable]
+    others = [segment for segment in segments if not segment.executable]
+    for candidates in (executable, others):
+        if any(segment.paddr <= entry < segment.end for segment in candidates):
             return entry
-    for segment in segments:
-        if segment.executable and segment.vaddr <= entry < segment.vaddr + segment.memsz:
-            return entry - segment.vaddr + segment.paddr
-    raise LoaderError(f"the kernel ELF's entry {entry:#x} lies outside its executable segments")
+        for segment in candidates:
+            if segment.vaddr <= entry < segment.vaddr + segment.memsz:
+                return entry - segment.vaddr + segment.paddr
+    raise LoaderError(f"the kernel ELF's entry {entry:#x} lies outside its segments")
