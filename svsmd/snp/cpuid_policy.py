@@ -2,8 +2,10 @@
 """The CPUID of this machine: what the silicon has, and what the security processor lets pass.
 
 The processor calls itself a Milan (family 19h, model 1, stepping 1). What the CPU engine does not
-execute is not announced: no AVX, no BMI1, BMI2 and ADX, no XSAVE, no PCID, no RDPID. TSC-deadline
-and the x2APIC, which that Milan has through its hypervisor, are announced as a guest sees them.
+execute is not announced: no AVX, no BMI1, BMI2 and ADX, no XSAVE, no PCID, no RDPID. INVLPGB, which
+an SVSM takes for granted, is not announced either: to Linux it is a feature of a CPU with PCIDs.
+TSC-deadline and the x2APIC, which that Milan has through its hypervisor, are announced as a guest
+sees them.
 
 Spec: AMD64 APM volume 3 (24594), appendix E; the policy for a CPUID page: SNP firmware ABI
 (56860), SNP_LAUNCH_UPDATE and MSG_CPUID_REQ, and AMD's Processor Programming Reference for family
@@ -32,8 +34,6 @@ CPUID_STEPPING: Final = 0x1
 PHYSICAL_ADDRESS_BITS: Final = 40
 LINEAR_ADDRESS_BITS: Final = 48
 NUM_VMPLS: Final = 4
-INVLPGB_COUNT_MAX: Final = 7
-"""CPUID 8000_0008:EDX[15:0]: pages that one INVLPGB covers beyond the first."""
 MAX_GUESTS: Final = 0x1FF
 """CPUID 8000_001F:ECX: ASIDs."""
 MIN_SEV_NO_ES_ASID: Final = 1
@@ -98,6 +98,7 @@ class Fn1Edx(IntFlag):
     CMPXCHG8B = 1 << 8
     APIC = 1 << 9
     SYSENTER = 1 << 11
+    MTRR = 1 << 12
     PGE = 1 << 13
     CMOV = 1 << 15
     PAT = 1 << 16
@@ -161,12 +162,6 @@ class AdvancedPowerEdx(IntFlag):
     """CPUID 8000_0007:EDX."""
 
     TSC_INVARIANT = 1 << 8
-
-
-class AddressSizesEbx(IntFlag):
-    """CPUID 8000_0008:EBX."""
-
-    INVLPGB = 1 << 3
 
 
 class SecureEncryptionEax(IntFlag):
@@ -250,6 +245,7 @@ _FN1_EDX: Final = (
     | Fn1Edx.CMPXCHG8B
     | Fn1Edx.APIC
     | Fn1Edx.SYSENTER
+    | Fn1Edx.MTRR
     | Fn1Edx.PGE
     | Fn1Edx.CMOV
     | Fn1Edx.PAT
@@ -332,11 +328,7 @@ _LEAVES: Final[dict[tuple[int, int], CpuidResult]] = {
     (CpuidLeaf.L1_CACHE, 0): CpuidResult(0, 0, _L1_CACHE, _L1_CACHE),
     (CpuidLeaf.L2_CACHE, 0): CpuidResult(ecx=_L2_CACHE),
     (CpuidLeaf.ADVANCED_POWER, 0): CpuidResult(edx=AdvancedPowerEdx.TSC_INVARIANT),
-    (CpuidLeaf.ADDRESS_SIZES, 0): CpuidResult(
-        eax=LINEAR_ADDRESS_BITS << 8 | PHYSICAL_ADDRESS_BITS,
-        ebx=AddressSizesEbx.INVLPGB,
-        edx=INVLPGB_COUNT_MAX,
-    ),
+    (CpuidLeaf.ADDRESS_SIZES, 0): CpuidResult(eax=LINEAR_ADDRESS_BITS << 8 | PHYSICAL_ADDRESS_BITS),
     (CpuidLeaf.CACHE_TOPOLOGY, 0): _cache(1, 1, _L1_KIB),
     (CpuidLeaf.CACHE_TOPOLOGY, 1): _cache(2, 1, _L1_KIB),
     (CpuidLeaf.CACHE_TOPOLOGY, 2): _cache(3, 2, _L2_KIB),
