@@ -22,11 +22,14 @@ from svsmd.config import (
     DEFAULT_MEMORY,
     DEMO_RTC,
     DEMO_SEED,
+    MAX_DISKS,
     MIB,
     Decompress,
+    DiskConfig,
     MachineConfig,
     OnReboot,
     format_size,
+    parse_disk,
     parse_size,
 )
 from svsmd.errors import ExitCode, UserError
@@ -127,6 +130,7 @@ def _machine_config(
     cpus: int,
     guest_vmpl: int | None,
     no_svsm: bool,
+    disk: Sequence[DiskConfig] = (),
     seed: bytes | None = None,
     rtc: int | None = None,
     name: str = "default",
@@ -159,6 +163,7 @@ def _machine_config(
         decompress=Decompress(decompress),
         initrd=initrd,
         append=append,
+        disks=tuple(disk),
         svsm=not no_svsm,
         guest_vmpl=guest_vmpl,
         on_reboot=on_reboot,
@@ -193,6 +198,13 @@ def cli() -> None:
 @cli.command()
 @_machine_options
 @click.option("--name", default="default", show_default=True, help="Name of the machine.")
+@click.option(
+    "--disk",
+    type=_option_value(parse_disk),
+    multiple=True,
+    metavar="FILE[,ro]",
+    help=f"Raw image that the guest gets as a disk; ro: only to read. Up to {MAX_DISKS}.",
+)
 @click.option(
     "--gdb",
     type=_option_value(_parse_endpoint),

@@ -27,6 +27,9 @@ MEMORY_GRANULE: Final = 2 * MIB
 MAX_CPUS: Final = 255
 """APIC IDs have 8 bits, and 255 is the broadcast address."""
 
+MAX_DISKS: Final = 4
+"""The machine has so many slots for disks."""
+
 MAX_COMMAND_LINE: Final = 4095
 """Bytes of a guest's command line: one page with its final NUL."""
 
@@ -61,6 +64,19 @@ class OnReboot(Enum):
     """The machine ends, as after power off."""
 
 
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """One disk.
+
+    Attributes:
+        path: of the file or block device that it is.
+        read_only: the guest cannot write to it.
+    """
+
+    path: Path
+    read_only: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineConfig:
     """Everything that decides what a machine computes. Two equal ones run identically.
@@ -75,6 +91,7 @@ class MachineConfig:
         decompress: who unpacks a kernel that is a bzImage.
         initrd: file that the kernel gets as its initial RAM disk.
         append: command line of the guest, at most `MAX_COMMAND_LINE` bytes of UTF-8.
+        disks: at most `MAX_DISKS`, in the order in which the guest finds them.
         svsm: there is an SVSM at VMPL0; without it, the guest runs there.
         guest_vmpl: 1 to 3 under an SVSM, 0 without one.
         on_reboot: what a reset of the guest does.
@@ -92,6 +109,7 @@ class MachineConfig:
     decompress: Decompress = Decompress.HOST
     initrd: Path | None = None
     append: str = ""
+    disks: tuple[DiskConfig, ...] = ()
     svsm: bool = True
     guest_vmpl: int = 2
     on_reboot: OnReboot = OnReboot.RESTART
@@ -123,12 +141,26 @@ class MachineConfig:
             raise UserError(
                 f"the guest's command line has at most {MAX_COMMAND_LINE} bytes, none of them NUL"
             )
+        if len(self.disks) > MAX_DISKS:
+            raise UserError(f"there is room for {MAX_DISKS} disks, not for {len(self.disks)}")
         if self.svsm and not 1 <= self.guest_vmpl <= 3:
             raise UserError(f"under an SVSM a guest runs at VMPL 1, 2 or 3, not {self.guest_vmpl}")
         if not self.svsm and self.guest_vmpl != 0:
             raise UserError(
                 f"without an SVSM the guest runs at VMPL0, not at VMPL{self.guest_vmpl}"
             )
+
+
+def parse_disk(text: str) -> DiskConfig:
+    """A disk as FILE, or FILE,ro for one that is only read; FILE may have commas of its own.
+
+    Raises:
+        UserError: there is no name of a file.
+    """
+    path = text.removesuffix(",ro")
+    if not path or "\0" in path:
+        raise UserError(f"{text!r} names no disk", hint="FILE or FILE,ro")
+    return DiskConfig(Path(path), read_only=path != text)
 
 
 def parse_size(text: str) -> int:

@@ -22,7 +22,9 @@ from svsmd.core.launch_info import (
     ValidatedRange,
 )
 from svsmd.core.port import IMAGE_MAP
+from svsmd.disk_file import DiskFile
 from svsmd.errors import ExitCode, UserError
+from svsmd.host.certificate_table import CertificateGuid, certificate_table
 from svsmd.host.direct_boot import DirectBoot, build_direct_boot
 from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
 from svsmd.host.launch import LaunchError, LaunchPlan, LaunchRange, LaunchVmsa, launch
@@ -100,7 +102,10 @@ class Machine:
         self.on_console: Callable[[bytes], None] = lambda data: None
         self.on_svsm_console: Callable[[bytes], None] = lambda data: None
         self._payload = read_payload(config)
+        self._disks = tuple(DiskFile(disk.path, read_only=disk.read_only) for disk in config.disks)
         self._entropy = EntropySource(config.seed)
+        # It goes on after a reset: nobody is given the same bytes twice.
+        self._guest_entropy = self._entropy.stream("virtio entropy device")
         self._power_on()
 
     # -- power ------------------------------------------------------------------------------
@@ -115,8 +120,13 @@ class Machine:
             lambda data: self.on_console(data),
             lambda data: log.info("debug port: %s", data.hex()),
         )
+        self.platform.attach_virtio(silicon.host_page, self._disks, self._guest_entropy)
         vmpl = Vmpl(config.guest_vmpl)
-        self.hypervisor = Hypervisor(silicon, self.platform, HypervisorConfig(guest_vmpl=vmpl))
+        self.hypervisor = Hypervisor(
+            silicon,
+            self.platform,
+            HypervisorConfig(guest_vmpl=vmpl, certificates=self._certificates),
+        )
         self.core: Core | None = None
         try:
             plan = self._plan_with_svsm() if config.svsm else self._plan_without_svsm()
@@ -125,6 +135,22 @@ class Machine:
             raise UserError(str(error)) from None
         for vmsa in plan.vmsas:
             self.hypervisor.vcpus[vmsa.vcpu].start(vmsa.vmpl, vmsa.gpa)
+
+    def _certificates(self) -> bytes:
+        """What the operator of a real host gets from AMD for its chip."""
+        # Takes half a second, and few guests ask.
+        from svsmd.snp.certificate_chain import Chip, certificate_chain
+
+        psp = self.silicon.psp
+        chip = Chip(psp.chip_id, psp.reported_tcb, psp.vcek_public_key)
+        chain = certificate_chain(self._entropy.stream("manufacturer"), chip, self.config.rtc)
+        return certificate_table(
+            {
+                CertificateGuid.VCEK: chain.vcek,
+                CertificateGuid.ASK: chain.ask,
+                CertificateGuid.ARK: chain.ark,
+            }
+        )
 
     def _direct_boot(self, region: SvsmRegion | None) -> DirectBoot:
         payload = self._payload

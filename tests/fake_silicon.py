@@ -129,7 +129,9 @@ class Rig:
             self.console.extend,
             self.debug.extend,
         )
-        config = HypervisorConfig(Vmpl.VMPL2, time_slice=time_slice, certificates=certificates)
+        config = HypervisorConfig(
+            Vmpl.VMPL2, time_slice=time_slice, certificates=lambda: certificates
+        )
         self.hypervisor = Hypervisor(self.silicon, self.platform, config)
         self.vcpu = self.hypervisor.vcpus[0]
         self.vcpu.start(Vmpl.VMPL0, VMSA_GPA)

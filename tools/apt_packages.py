@@ -242,12 +242,25 @@ class AptRoot:
         Raises:
             AptError: there is no such package, or no such file in it.
         """
+        files = self._unpack(package, member, target, at_most=1)
+        if not files:
+            raise AptError(f"{package} has no file {member}")
+        return files[0]
+
+    def extract_all(self, package: str, member: str, target: Path) -> list[Path]:
+        """As `extract`, for all files that `member` names, which may be none."""
+        return self._unpack(package, member, target)
+
+    def _unpack(
+        self, package: str, member: str, target: Path, at_most: int | None = None
+    ) -> list[Path]:
         downloads = self._directory / "downloads"
         shutil.rmtree(downloads)
         downloads.mkdir()
         self._run("apt-get", "-qq", "download", package)
         (archive,) = downloads.glob("*.deb")
         target.mkdir(parents=True, exist_ok=True)
+        found: list[Path] = []
         with subprocess.Popen(
             ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
         ) as unpacker:
@@ -263,10 +276,12 @@ class AptRoot:
                         shutil.copyfileobj(content, file)
                     temporary.chmod(0o755 if info.mode & 0o111 else 0o644)
                     temporary.replace(place)
-                    unpacker.kill()
-                    archive.unlink()
-                    return place
-        raise AptError(f"{package} has no file {member}")
+                    found.append(place)
+                    if len(found) == at_most:
+                        unpacker.kill()
+                        break
+        archive.unlink()
+        return found
 
 
 def debian_root(suite: str) -> AptRoot:

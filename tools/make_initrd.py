@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Make an initial RAM disk with a busybox shell on the first serial port.
 
-    python tools/make_initrd.py OUTPUT
+    python tools/make_initrd.py OUTPUT [KERNEL]
 
-The bytes depend on busybox alone: no dates, no owners, no paths of this machine. A static busybox
-in PATH is taken; else the one of the package busybox-static, unpacked and not installed.
+With a kernel (the path that tools/fetch_kernel.py prints) it also has the modules that drive
+svsmd's disks and its entropy device. A `root=DEVICE` on the kernel's command line is mounted, and
+its /sbin/init takes over.
+
+The bytes depend on busybox and the modules alone: no dates, no owners, no paths of this machine. A
+static busybox in PATH is taken; else the one of the package busybox-static, unpacked and not
+installed.
 
 Spec: Linux, Documentation/driver-api/early-userspace/buffer-format.rst (newc).
 """
@@ -15,7 +20,7 @@ import io
 import shutil
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +30,7 @@ from elftools.elf.elffile import ELFFile
 # Run as a program, this file has nothing of the source tree in sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.apt_packages import AptError, cache_directory, release_root
+from tools.kernel_modules import fetch_modules
 
 BUSYBOX_PACKAGE: Final = "busybox-static"
 READY: Final = "SVMBOOT: shell"
@@ -36,6 +42,15 @@ INIT: Final = f"""\
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+for module in /lib/modules/*; do [ -e "$module" ] && insmod "$module"; done
+for word in $(cat /proc/cmdline); do
+  case $word in root=*) root=${{word#root=}} ;; esac
+done
+if [ -n "$root" ]; then
+  mount "$root" /newroot
+  mount -t devtmpfs devtmpfs /newroot/dev
+  exec switch_root /newroot /sbin/init
+fi
 echo "{READY} $(uname -r)"
 exec setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'
 """
@@ -76,15 +91,33 @@ def newc(entries: Iterable[Entry]) -> bytes:
     return archive.getvalue()
 
 
-def initrd(busybox: bytes) -> bytes:
-    """The archive with this busybox, `INIT`, and the console that the kernel gives to it."""
-    directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys")]
+def initrd(
+    busybox: bytes,
+    modules: Mapping[str, bytes] | None = None,
+    programs: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """The archive with this busybox, `INIT`, and the console that the kernel gives to it.
+
+    Args:
+        busybox: the program.
+        modules: kernel modules by name, in the order in which `INIT` loads them.
+        programs: other programs by name; they are in /bin.
+    """
+    names = ("bin", "dev", "lib", "lib/modules", "newroot", "proc", "sys")
     return newc(
         [
-            *directories,
+            *(Entry(name, stat.S_IFDIR | 0o755) for name in names),
             Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
             Entry("bin/busybox", stat.S_IFREG | 0o755, busybox),
             Entry("init", stat.S_IFREG | 0o755, INIT.encode()),
+            *(
+                Entry(f"lib/modules/{number:02}-{name}.ko", stat.S_IFREG | 0o644, data)
+                for number, (name, data) in enumerate((modules or {}).items())
+            ),
+            *(
+                Entry(f"bin/{name}", stat.S_IFREG | 0o755, data)
+                for name, data in (programs or {}).items()
+            ),
         ]
     )
 
@@ -114,11 +147,12 @@ def find_busybox() -> Path:
 
 def main(arguments: list[str]) -> int:
     """Command line; 0 = done, 1 = one line on stderr says why not, 2 = usage."""
-    if len(arguments) != 1:
-        print("usage: make_initrd.py OUTPUT", file=sys.stderr)
+    if len(arguments) not in (1, 2):
+        print("usage: make_initrd.py OUTPUT [KERNEL]", file=sys.stderr)
         return 2
     try:
-        Path(arguments[0]).write_bytes(initrd(find_busybox().read_bytes()))
+        modules = fetch_modules(Path(arguments[1])) if len(arguments) == 2 else None
+        Path(arguments[0]).write_bytes(initrd(find_busybox().read_bytes(), modules))
     except (AptError, OSError) as error:
         print(f"make_initrd: {error}", file=sys.stderr)
         return 1

@@ -28,6 +28,7 @@ from svsmd.host.layout import IOAPIC_BASE, LOCAL_APIC_BASE
 from svsmd.host.loader_error import LoaderError
 from svsmd.host.rtc_cmos import CENTURY_INDEX, RTC_IRQ, RTC_PORT
 from svsmd.host.uart16550 import COM1_IRQ, COM1_PORT, UART_PORTS
+from svsmd.host.virtio_slots import SLOT_SIZE, SLOTS, slot_base, slot_gsi
 from svsmd.snp.types import Gpa
 
 OEM_ID: Final = b"SVSMD "
@@ -172,7 +173,7 @@ def madt(ncpus: int) -> bytes:
 
 
 def dsdt() -> bytes:
-    """Differentiated table: COM1, the RTC, and the sleep type of S5 (soft off)."""
+    """Differentiated table: COM1, the RTC, virtio slots, and the sleep type of S5 (soft off)."""
     irq_flags = aml.InterruptFlags.CONSUMER | aml.InterruptFlags.EDGE
     present = aml.integer(0x0F)
     com1 = aml.device(
@@ -196,10 +197,28 @@ def dsdt() -> bytes:
             aml.resource_template(aml.io_ports(RTC_PORT, 2), aml.interrupt(RTC_IRQ, irq_flags)),
         ),
     )
+    virtio = [_virtio_slot(slot) for slot in range(SLOTS)]
     s5 = aml.package(
         aml.integer(SLP_TYP_S5), aml.integer(SLP_TYP_S5), aml.integer(0), aml.integer(0)
     )
-    return table(b"DSDT", 2, aml.name("_S5_", s5) + aml.scope("_SB_", com1, rtc))
+    return table(b"DSDT", 2, aml.name("_S5_", s5) + aml.scope("_SB_", com1, rtc, *virtio))
+
+
+def _virtio_slot(slot: int) -> aml.Aml:
+    """A slot for a virtio device, under the ID that Linux knows its MMIO transport by."""
+    return aml.device(
+        f"VIO{slot}",
+        aml.name("_HID", aml.string("LNRO0005")),
+        aml.name("_UID", aml.integer(slot)),
+        aml.name(
+            "_CRS",
+            aml.resource_template(
+                aml.memory32_fixed(slot_base(slot), SLOT_SIZE),
+                # No flag but this one: level-triggered, active high, not shared.
+                aml.interrupt(slot_gsi(slot), aml.InterruptFlags.CONSUMER),
+            ),
+        ),
+    )
 
 
 def build_acpi_tables(base: Gpa, size: int, ncpus: int) -> bytes:

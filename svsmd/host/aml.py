@@ -23,6 +23,7 @@ _NAME_OP: Final = b"\x08"
 _BYTE_PREFIX: Final = b"\x0a"
 _WORD_PREFIX: Final = b"\x0b"
 _DWORD_PREFIX: Final = b"\x0c"
+_STRING_PREFIX: Final = b"\x0d"
 _QWORD_PREFIX: Final = b"\x0e"
 _SCOPE_OP: Final = b"\x10"
 _BUFFER_OP: Final = b"\x11"
@@ -48,6 +49,7 @@ class _Tag(IntEnum):
 
     IO_PORT = 0x47
     END = 0x79
+    MEMORY_32_FIXED = 0x86
     EXTENDED_INTERRUPT = 0x89
 
 
@@ -82,6 +84,11 @@ def integer(value: int) -> Aml:
     if value < 1 << 32:
         return Aml(_DWORD_PREFIX + struct.pack("<I", value))
     return Aml(_QWORD_PREFIX + struct.pack("<Q", value))
+
+
+def string(text: str) -> Aml:
+    """A string of ASCII characters without NUL."""
+    return Aml(_STRING_PREFIX + text.encode("ascii") + b"\0")
 
 
 def eisa_id(text: str) -> Aml:
@@ -121,6 +128,11 @@ def device(path: str, *terms: Aml) -> Aml:
 def io_ports(base: int, count: int) -> Resource:
     """``IO (Decode16, base, base, 1, count)``."""
     return Resource(struct.pack("<BBHHBB", _Tag.IO_PORT, 1, base, base, 1, count))
+
+
+def memory32_fixed(base: int, size: int) -> Resource:
+    """``Memory32Fixed (ReadWrite, base, size)``."""
+    return Resource(struct.pack("<BHBII", _Tag.MEMORY_32_FIXED, 9, 1, base, size))
 
 
 def interrupt(gsi: int, flags: InterruptFlags) -> Resource:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from svsmd.host.certificate_table import CERT_TABLE_END
 from svsmd.snp.ghcb import GhcbError, GhcbInputError
 from svsmd.snp.types import PAGE_MASK, PAGE_SIZE
 
@@ -18,9 +19,6 @@ VMM_ERROR_SHIFT: Final = 32
 """SW_EXITINFO2[63:32] is the hypervisor's error, [31:0] the firmware's (56421, 4.1.7)."""
 VMM_ERROR_INVALID_LENGTH: Final = 1
 """The certificate buffer is too small; RBX has the pages that are needed (56421, 4.1.8)."""
-
-CERT_TABLE_END: Final = bytes(24)
-"""The entry that ends a certificate table: alone, it says that there are none (56421, 4.1.8.1)."""
 
 MAX_CERT_PAGES: Final = 0x8000
 """Pages of the largest certificate buffer that a guest may offer: far above any real table."""
@@ -39,16 +37,19 @@ HostPage = Callable[[int], memoryview | None]
 
 
 class GuestRequests:
-    """Carries guest messages to `psp`; `certificates` is the table for the extended form.
+    """Carries guest messages to `psp`, and adds certificates to the extended form.
 
-    The table is the one of 56421, 4.1.8.1: GUID, offset, length, a zero entry, then the data.
-    Empty means that this host has none.
+    `certificates` returns the table (`svsmd.host.certificate_table`), or no bytes if this host has
+    none. It is called when a guest first asks.
     """
 
-    def __init__(self, psp: MessagePort, host_page: HostPage, certificates: bytes = b"") -> None:
+    def __init__(
+        self, psp: MessagePort, host_page: HostPage, certificates: Callable[[], bytes]
+    ) -> None:
         self._psp: Final = psp
         self._host_page: Final = host_page
-        self._certificates: Final = certificates or CERT_TABLE_END
+        self._fetch: Final = certificates
+        self._fetched: bytes | None = None
 
     def handle(self, request_gpa: int, response_gpa: int) -> int:
         """SNP_GUEST_REQUEST: returns SW_EXITINFO2.
@@ -66,21 +67,27 @@ class GuestRequests:
         SW_EXITINFO2[63:32] is 1; the second result is then what RBX is to say, the pages needed.
         """
         request, response = self._pages(request_gpa, response_gpa)
-        needed = -(-len(self._certificates) // PAGE_SIZE)
         if npages > MAX_CERT_PAGES or (npages and buffer_gpa & PAGE_MASK):
             raise GhcbInputError(
                 GhcbError.INVALID_INPUT, f"{npages} certificate pages at {buffer_gpa:#x}"
             )
-        if npages < needed and self._certificates is not CERT_TABLE_END:
+        certificates = self._certificates()
+        needed = -(-len(certificates) // PAGE_SIZE)
+        if npages < needed and certificates is not CERT_TABLE_END:
             return VMM_ERROR_INVALID_LENGTH << VMM_ERROR_SHIFT, needed
         # A guest that offers no buffer wants no certificates: no table is as good as an empty one.
         buffer = [self._page(buffer_gpa + i * PAGE_SIZE) for i in range(min(npages, needed))]
         result = self._exchange(request, response)
         if not result:
             for i, page in enumerate(buffer):
-                part = self._certificates[i * PAGE_SIZE : (i + 1) * PAGE_SIZE]
+                part = certificates[i * PAGE_SIZE : (i + 1) * PAGE_SIZE]
                 page[: len(part)] = part
         return result, None
+
+    def _certificates(self) -> bytes:
+        if self._fetched is None:
+            self._fetched = self._fetch() or CERT_TABLE_END
+        return self._fetched
 
     def _exchange(self, request: memoryview, response: memoryview) -> int:
         answer, firmware_error = self._psp.guest_request(bytes(request))

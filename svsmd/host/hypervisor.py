@@ -10,6 +10,7 @@ Spec: 24593, 15.35 (SEV-ES: automatic exits) and 15.36 (SEV-SNP); 56421 (GHCB).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -60,12 +61,12 @@ class HypervisorConfig:
     Attributes:
         guest_vmpl: level of the guest, which owns the interrupts; 0 without an SVSM.
         time_slice: ticks that a vCPU runs before it is another one's turn.
-        certificates: certificate table for extended guest requests; empty if there is none.
+        certificates: fetches the certificate table for extended guest requests; none by default.
     """
 
     guest_vmpl: Vmpl = Vmpl.VMPL2
     time_slice: int = DEFAULT_TIME_SLICE
-    certificates: bytes = b""
+    certificates: Callable[[], bytes] = bytes
 
 
 class Hypervisor:

@@ -32,6 +32,7 @@ GIB: Final = 1 << 30
 MMIO_HOLE_BASE: Final = 3 * GIB
 """RAM below 4 GiB ends here at the latest; what is left of it continues at `MMIO_HOLE_END`."""
 MMIO_HOLE_END: Final = 4 * GIB
+VIRTIO_MMIO_BASE: Final = 0xFEB0_0000
 IOAPIC_BASE: Final = 0xFEC0_0000
 LOCAL_APIC_BASE: Final = 0xFEE0_0000
 

@@ -9,12 +9,14 @@ debug console of OVMF; 0x64 takes the keyboard controller's reset command alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from svsmd.host.acpi_pm import AcpiPm
 from svsmd.host.acpi_tables import TIMER_GSI
+from svsmd.host.dma import Dma
+from svsmd.host.guest_request import HostPage
 from svsmd.host.ioapic import IoApic
 from svsmd.host.local_apic import ApicBus, LocalApic
 from svsmd.host.mmio_bus import MmioBus
@@ -27,6 +29,9 @@ from svsmd.host.port_bus import PortBus
 from svsmd.host.rtc_cmos import RTC_IRQ, RtcCmos
 from svsmd.host.timers import TimerQueue
 from svsmd.host.uart16550 import COM1_IRQ, Uart16550
+from svsmd.host.virtio_blk import BlockBackend
+from svsmd.host.virtio_slots import fill_slots
+from svsmd.snp.entropy import EntropySource
 
 PIT_IRQ: Final = 0
 
@@ -104,6 +109,15 @@ class Platform:
             # Reading back the port's number tells software that the port is there.
             self.ports.map_port(port, lambda: BOCHS_DEBUG_PORT, self._write_debug)
         self.ports.map_port(KEYBOARD_COMMAND_PORT, None, self._write_keyboard_command)
+
+    def attach_virtio(
+        self, host_page: HostPage, disks: Sequence[BlockBackend], entropy: EntropySource
+    ) -> None:
+        """Puts the virtio devices into their slots: disks, and the entropy device.
+
+        `host_page` is how they reach memory (`svsmd.host.silicon_port.HostSilicon.host_page`).
+        """
+        fill_slots(self.mmio, self.ioapic, Dma(host_page), disks, entropy)
 
     def _local_apic(self, index: int, now: Callable[[], int], bus: ApicBus) -> LocalApic:
         boot_cpu = index == 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from svsmd.host.guest_request import CERT_TABLE_END, GuestRequests
+from svsmd.host.certificate_table import CERT_TABLE_END
+from svsmd.host.guest_request import GuestRequests
 from svsmd.snp.firmware_status import FirmwareStatus
 from svsmd.snp.ghcb import GhcbError, GhcbExit, GhcbResponse
 from svsmd.snp.types import PAGE_SIZE
@@ -33,7 +34,13 @@ class Guest:
         self.silicon = FakeSilicon()
         self.silicon.memory.write(REQUEST, b"request")
         self.psp = Mirror(status)
-        self.requests = GuestRequests(self.psp, self.silicon.host_page, certificates)
+        self.certificates = certificates
+        self.fetched = 0
+        self.requests = GuestRequests(self.psp, self.silicon.host_page, self.fetch)
+
+    def fetch(self) -> bytes:
+        self.fetched += 1
+        return self.certificates
 
     def extended(self, gpa: int, npages: int) -> tuple[int, int | None]:
         return self.requests.handle_extended(REQUEST, RESPONSE, gpa, npages)
@@ -85,6 +92,15 @@ def test_certificates_go_into_the_buffer() -> None:
     guest = Guest(TABLE)
     assert guest.extended(CERTS, TABLE_PAGES) == (0, None)
     assert guest.silicon.memory.read(CERTS, len(TABLE)) == TABLE
+
+
+def test_certificates_are_fetched_when_they_are_asked_for_and_once() -> None:
+    guest = Guest(TABLE)
+    guest.requests.handle(REQUEST, RESPONSE)
+    assert guest.fetched == 0
+    for _ in range(2):
+        guest.extended(CERTS, TABLE_PAGES)
+    assert guest.fetched == 1
 
 
 def test_too_small_a_buffer_sends_nothing_and_says_how_much() -> None:

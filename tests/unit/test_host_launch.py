@@ -9,8 +9,8 @@ import pytest
 
 from svsmd.host.launch import LaunchError, LaunchPlan, LaunchRange, LaunchVmsa, launch
 from svsmd.snp.cpuid_page import CpuidPage
+from svsmd.snp.guest_context import GuestState
 from svsmd.snp.launch_digest import LaunchDigest, PageType
-from svsmd.snp.psp import GuestState
 from svsmd.snp.rmp import Perm
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize
 from svsmd.snp.vmsa import Vmsa

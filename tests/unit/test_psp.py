@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from sevsnpmeasure.gctx import GCTX
 
 from svsmd.snp.cpuid_page import CPUID_FUNCTION, CpuidFunction, CpuidPage
 from svsmd.snp.cpuid_policy import CPUID_SIGNATURE
-from svsmd.snp.entropy import EntropySource
 from svsmd.snp.firmware_status import FirmwareStatus
+from svsmd.snp.guest_context import DEFAULT_POLICY, GuestState
 from svsmd.snp.guest_message import (
     AttestationReport,
     GuestMessage,
@@ -22,73 +19,17 @@ from svsmd.snp.guest_message import (
     ReportRequest,
     ReportResponse,
     seal,
-    unseal,
 )
 from svsmd.snp.launch_digest import PageType
-from svsmd.snp.memory import MIB, GuestMemory
-from svsmd.snp.psp import DEFAULT_POLICY, GuestState, SecurityProcessor
-from svsmd.snp.rmp import Perm, Rmp, RmpReturn, RmpUpdate
+from svsmd.snp.rmp import Perm, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
 from svsmd.snp.vmsa import SevFeatures, Vmsa
+from tests.psp_bench import CPUID, DATA, SECRETS, SUCCESS, VMSA, Bench
+from tests.verifier import verify_signature
 
-SUCCESS = FirmwareStatus.SUCCESS
-DATA = Spa(0x1_0000)
-SECRETS = Spa(0x1_1000)
-CPUID = Spa(0x1_2000)
-VMSA = Spa(0x1_3000)
+SUPPORTED = (MessageType.CPUID_REQ, MessageType.KEY_REQ, MessageType.REPORT_REQ)
 HUGE = Spa(0x20_0000)
-
-
-class Bench:
-    """A security processor with its memory and RMP, and the host's hand on them."""
-
-    def __init__(self, seed: bytes = b"test") -> None:
-        self.memory = GuestMemory(16 * MIB)
-        self.rmp = Rmp(self.memory.ranges)
-        self.psp = SecurityProcessor(self.memory, self.rmp, EntropySource(seed))
-        self.seqno = [0] * 4
-
-    def pre_guest(
-        self, spa: Spa, page_size: PageSize = PageSize.SIZE_4K, *, immutable: bool = True
-    ) -> None:
-        update = RmpUpdate(
-            assigned=True, page_size=page_size, immutable=immutable, gpa=Gpa(spa), asid=1
-        )
-        assert self.rmp.rmpupdate(spa, update) is RmpReturn.SUCCESS
-
-    def add(self, spa: Spa, page_type: PageType, contents: bytes = b"") -> FirmwareStatus:
-        self.memory.write(spa, contents)
-        self.pre_guest(spa)
-        return self.psp.launch_update(spa, page_type)
-
-    def launch(self) -> SecretsPage:
-        assert self.psp.launch_start() is SUCCESS
-        assert self.add(SECRETS, PageType.SECRETS) is SUCCESS
-        assert self.psp.launch_finish(host_data=b"h" * 32) is SUCCESS
-        return SecretsPage(self.memory.page(SECRETS))
-
-    def request(
-        self, msg_type: int, payload: bytes, vmpck: int = 0, msg_version: int = 1
-    ) -> tuple[bytes, FirmwareStatus]:
-        key = SecretsPage(self.memory.page(SECRETS)).vmpck(vmpck)
-        seqno = self.seqno[vmpck] + 1
-        page = seal(key, GuestMessage(msg_type, payload, vmpck, seqno, msg_version))
-        response, status = self.psp.guest_request(page.ljust(PAGE_SIZE, b"\0"))
-        if status is not SUCCESS:
-            assert response == b""
-            return response, status
-        message = unseal(key, response)
-        assert (message.msg_type, message.vmpck) == (msg_type + 1, vmpck)
-        assert message.seqno == seqno + 1
-        self.seqno[vmpck] += 2
-        return message.payload, status
-
-    def report(self, vmpl: int, vmpck: int = 0, key_sel: int = 0) -> ReportResponse:
-        request = ReportRequest.build(b"d" * 64, vmpl, key_sel).tobytes()
-        payload, status = self.request(MessageType.REPORT_REQ, request, vmpck)
-        assert status is SUCCESS
-        return ReportResponse.copy_of(payload)
 
 
 @pytest.fixture
@@ -285,13 +226,6 @@ def test_tsc_of_a_vmsa_is_the_processors(bench: Bench):
     assert digests[0] == digests[1]
 
 
-def verify(report: AttestationReport, key: ec.EllipticCurvePublicKey) -> None:
-    r = int.from_bytes(report.signature_r, "little")
-    s = int.from_bytes(report.signature_s, "little")
-    signed = report.tobytes()[:0x2A0]
-    key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA384()))
-
-
 def test_report(bench: Bench):
     bench.launch()
     response = bench.report(vmpl=2, vmpck=1)
@@ -305,10 +239,10 @@ def test_report(bench: Bench):
     assert report.report_id_ma == b"\xff" * 32
     assert any(report.report_id)
     assert any(report.chip_id)
-    verify(report, bench.psp.vcek_public_key)
+    verify_signature(report.tobytes(), bench.psp.vcek_public_key)
     report.vmpl = 0
     with pytest.raises(InvalidSignature):
-        verify(report, bench.psp.vcek_public_key)
+        verify_signature(report.tobytes(), bench.psp.vcek_public_key)
 
 
 def test_reports_repeat_themselves():
@@ -373,7 +307,7 @@ def test_sequence_numbers_of_each_key(bench: Bench):
 
 @pytest.mark.parametrize(
     "msg_type",
-    [0, *(m for m in MessageType if m not in (MessageType.REPORT_REQ, MessageType.CPUID_REQ)), 255],
+    [0, *(m for m in MessageType if m not in SUPPORTED), 255],
 )
 def test_unknown_message(bench: Bench, msg_type: int):
     bench.launch()
