@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Get a distribution's stock kernel as a file, unpacked and not installed, and print its path.
 
-    python tools/fetch_kernel.py
+    python tools/fetch_kernel.py [SUITE]
 
 On Debian it is the cloud kernel of the suite trixie (6.12), on Ubuntu the release's own generic
-kernel if that is 6.11 or newer. Packages are asked for by name; what is in the cache already is
-taken from there, without network.
+kernel if that is 6.11 or newer. A suite of Debian may be named: bookworm has 6.1, which runs at
+VMPL0 only, sid the newest. Packages are asked for by name; what is in the cache already is taken
+from there, without network.
 
 Spec: tools/apt_packages.py.
 """
@@ -29,11 +30,14 @@ from tools.apt_packages import (
 )
 
 DEBIAN_SUITE: Final = "trixie"
+DEBIAN_SUITES: Final = ("bookworm", "trixie", "sid")
+"""The suites whose kernels svsmd is tested with, oldest first."""
 DEBIAN_PACKAGE: Final = "linux-image-cloud-amd64"
 UBUNTU_PACKAGE: Final = "linux-image-generic"
 MIN_VERSION: Final = (6, 11)
 """The first Linux that runs below VMPL0, under an SVSM."""
-VMLINUZ: Final = r"boot/vmlinuz-.*"
+VMLINUZ: Final = r"boot/vmlinuz-.*|(usr/)?lib/modules/.*/vmlinuz"
+"""Where packages have it; the second is that of Debian's newer ones, and says no release."""
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
@@ -50,7 +54,9 @@ def cached_kernel(directory: Path) -> Path | None:
     return max(kernels, key=lambda path: version_of(path.name), default=None)
 
 
-def newest_image(root: AptRoot, packages: tuple[str, ...]) -> str:
+def newest_image(
+    root: AptRoot, packages: tuple[str, ...], minimum: tuple[int, ...] = MIN_VERSION
+) -> str:
     """The package with the kernel that the first usable one of these meta packages stands for.
 
     Raises:
@@ -59,20 +65,55 @@ def newest_image(root: AptRoot, packages: tuple[str, ...]) -> str:
     for package in packages:
         images = [name for name in root.dependencies(package) if name.startswith("linux-image-")]
         for image in images:
-            if version_of(image) >= MIN_VERSION:
-                return image
-    wanted = ".".join(map(str, MIN_VERSION))
+            if version_of(image) >= minimum:
+                # Newer packages of this name only depend on the one that has the file.
+                release = image.removeprefix("linux-image-")
+                binary = f"linux-binary-{release}"
+                return binary if binary in root.dependencies(image) else image
+    wanted = ".".join(map(str, minimum))
     raise AptError(f"none of {', '.join(packages)} is a kernel of version {wanted} or newer")
 
 
-def fetch_kernel() -> Path:
-    """The path of a kernel that runs under an SVSM.
+def extract_kernel(root: AptRoot, package: str, directory: Path) -> Path:
+    """The kernel of a package, called vmlinuz-RELEASE.
+
+    Raises:
+        AptError: it cannot be had.
+    """
+    kernel = root.extract(package, VMLINUZ, directory)
+    if "-" in kernel.name:
+        return kernel
+    release = package.split("-", maxsplit=2)[2]
+    return kernel.rename(kernel.with_name(f"{kernel.name}-{release}"))
+
+
+def debian_kernel(suite: str, minimum: tuple[int, ...]) -> Path:
+    """The cloud kernel of a suite of Debian.
+
+    Raises:
+        AptError: it cannot be had here, or is older than `minimum`.
+    """
+    directory = cache_directory() / "kernels" / f"debian-{suite}"
+    kernel = cached_kernel(directory)
+    if kernel is None:
+        root = debian_root(suite)
+        image = newest_image(root, (DEBIAN_PACKAGE,), minimum)
+        kernel = extract_kernel(root, image, directory)
+    return kernel
+
+
+def fetch_kernel(suite: str | None = None) -> Path:
+    """The path of a kernel that runs under an SVSM, or of the one of a suite of Debian.
 
     Raises:
         AptError: there is none for this machine.
     """
     system = os_release()
     family = [system.get("ID", ""), *system.get("ID_LIKE", "").split()]
+    if suite is not None:
+        if "ubuntu" in family:
+            raise AptError("Ubuntu has no suites of Debian: its own kernel has no argument")
+        return debian_kernel(suite, ())
     if "ubuntu" in family:
         release = system.get("VERSION_ID", "")
         directory = cache_directory() / "kernels" / f"ubuntu-{release}"
@@ -81,22 +122,20 @@ def fetch_kernel() -> Path:
             root = release_root()
             # A release of two years of age has its newer kernels under a name of their own.
             image = newest_image(root, (f"{UBUNTU_PACKAGE}-hwe-{release}", UBUNTU_PACKAGE))
-            kernel = root.extract(image, VMLINUZ, directory)
+            kernel = extract_kernel(root, image, directory)
         return kernel
     if "debian" in family:
-        directory = cache_directory() / "kernels" / f"debian-{DEBIAN_SUITE}"
-        kernel = cached_kernel(directory)
-        if kernel is None:
-            root = debian_root(DEBIAN_SUITE)
-            kernel = root.extract(newest_image(root, (DEBIAN_PACKAGE,)), VMLINUZ, directory)
-        return kernel
+        return debian_kernel(DEBIAN_SUITE, MIN_VERSION)
     raise AptError("this is neither Debian nor Ubuntu: set SVSMD_TEST_KERNEL to a kernel's path")
 
 
-def main() -> int:
-    """Command line; 0 = the path is printed, 1 = one line on stderr says why not."""
+def main(arguments: list[str]) -> int:
+    """Command line; 0 = the path is printed, 1 = one line on stderr says why not, 2 = usage."""
+    if len(arguments) > 1:
+        print("usage: fetch_kernel.py [SUITE]", file=sys.stderr)
+        return 2
     try:
-        print(fetch_kernel())
+        print(fetch_kernel(*arguments))
     except (AptError, OSError) as error:
         print(f"fetch_kernel: {error}", file=sys.stderr)
         return 1
@@ -104,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

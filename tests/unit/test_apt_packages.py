@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What apt is configured for, read from both formats."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tools.apt_packages import (
     AptError,
+    AptRoot,
     Source,
     cache_directory,
     configured_sources,
@@ -16,7 +18,7 @@ from tools.apt_packages import (
     release_sources,
     suite_source,
 )
-from tools.fetch_kernel import cached_kernel, version_of
+from tools.fetch_kernel import cached_kernel, extract_kernel, newest_image, version_of
 
 KEYS = "/usr/share/keyrings/keys.gpg"
 
@@ -127,3 +129,47 @@ def test_the_newest_cached_kernel(tmp_path: Path) -> None:
     assert kernel.name == "vmlinuz-6.12.41+deb13-cloud-amd64"
     assert version_of("linux-image-6.11.0-29-generic") == (6, 11, 0)
     assert version_of("linux-image-generic") == ()
+
+
+class FakeRoot(AptRoot):
+    """An apt root that knows what each package depends on, and which files are in it."""
+
+    def __init__(self, packages: dict[str, list[str]], files: dict[str, str]) -> None:
+        self._packages = packages
+        self._files = files
+
+    def dependencies(self, package: str) -> list[str]:
+        return self._packages.get(package, [])
+
+    def extract(self, package: str, member: str, target: Path) -> Path:
+        name = self._files[package]
+        assert re.fullmatch(member, name)
+        path = target / Path(name).name
+        path.write_text(package)
+        return path
+
+
+def test_the_newest_usable_kernel_is_taken(tmp_path: Path) -> None:
+    root = FakeRoot(
+        {"old": ["linux-base", "linux-image-6.1.0-50-amd64"], "new": ["linux-image-6.12.9-amd64"]},
+        {"linux-image-6.12.9-amd64": "boot/vmlinuz-6.12.9-amd64"},
+    )
+    assert newest_image(root, ("none", "old", "new")) == "linux-image-6.12.9-amd64"
+    assert newest_image(root, ("old", "new"), (6, 1)) == "linux-image-6.1.0-50-amd64"
+    kernel = extract_kernel(root, "linux-image-6.12.9-amd64", tmp_path)
+    assert kernel.name == "vmlinuz-6.12.9-amd64"
+    with pytest.raises(AptError, match=r"6\.11 or newer"):
+        newest_image(root, ("old",))
+
+
+def test_a_kernel_in_a_package_of_its_own_gets_its_release_for_a_name(tmp_path: Path) -> None:
+    image, binary = "linux-image-7.2.13+deb14-amd64", "linux-binary-7.2.13+deb14-amd64"
+    root = FakeRoot(
+        {"meta": [image], image: ["linux-base-7.2.13", binary]},
+        {binary: "usr/lib/modules/7.2.13+deb14-amd64/vmlinuz"},
+    )
+    assert newest_image(root, ("meta",)) == binary
+    kernel = extract_kernel(root, binary, tmp_path)
+    assert kernel == tmp_path / "vmlinuz-7.2.13+deb14-amd64"
+    assert kernel.read_text() == binary
+    assert version_of(kernel.name) == (7, 2, 13)
