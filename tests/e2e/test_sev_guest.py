@@ -173,7 +173,9 @@ def check_configfs(guest: Guest, chain: Chain) -> None:
 
     def blob(name: str) -> bytes:
         output = guest.shell(f"xxd -p {TSM}/{name}")
-        return bytes.fromhex("".join(re.findall(r"^[0-9a-f]+$", output, re.MULTILINE)))
+        digits = "".join(re.findall(r"^[0-9a-f]+$", output, re.MULTILINE))
+        assert digits, output
+        return bytes.fromhex(digits)
 
     guest.requests += 1
     report, table = blob("outblob"), blob("auxblob")
