@@ -237,10 +237,8 @@ class EngineCallbacks(ABC):
         self._on_exit = on_exit
         ram = engine.memory.size
         self.assigned = sparse(ram // PAGE_SIZE)
-        # One byte a RAM page: something of it was translated. One bit a RAM byte: a block was
-        # translated that starts there.
+        # One byte a RAM page: something of it is translated.
         self._has_code = sparse(ram // PAGE_SIZE)
-        self._code_map = sparse(ram // 8)
 
     @abstractmethod
     def run(self) -> int:

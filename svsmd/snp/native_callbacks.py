@@ -22,8 +22,11 @@ from svsmd.snp.engine_callbacks import (
     EngineCallbacks,
     EngineState,
     address_of,
+    sparse,
 )
 from svsmd.snp.engine_layout import BLOCK_HEADER, SEGMENT_STRIDE, EngineMismatch
+from svsmd.snp.engine_regions import ram_regions, replace_search
+from svsmd.snp.types import PAGE_SIZE
 
 _EXIT_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_uint32)
 _CS: Final = 1
@@ -39,13 +42,13 @@ _FUNCTIONS: Final = (
     ("read_eflags", "helper_read_eflags"), ("raise_", "raise_exception_err_ra"),
     ("load64", "cpu_ldq_mmuidx_ra"), ("load8", "cpu_ldub_mmuidx_ra"),
     ("store64", "cpu_stq_mmuidx_ra"), ("reset_dirty", "tlb_reset_dirty"),
-    ("flush_tlb", "tlb_flush"),
+    ("flush_tlb", "tlb_flush"), ("invalidate", "tb_invalidate_phys_range"),
 )  # fmt: skip
 """Functions of the engine that native code calls."""
 
 
-_UC_BYTES: Final = 1024
-"""Of the engine's own structure, its functions being at the beginning."""
+_CODE_PAGE_BYTES: Final = 16
+"""struct code_page of native/accel.c."""
 
 
 class _Shared(ctypes.Structure):
@@ -74,9 +77,10 @@ class _Shared(ctypes.Structure):
         ("first_shadow", ctypes.c_uint32), ("shortened", ctypes.c_uint32),
         ("next_check", ctypes.c_uint64), ("next_sweep", ctypes.c_uint64),
         ("tlb", ctypes.c_void_p), ("ram_size", ctypes.c_uint64), ("ram", ctypes.c_void_p),
-        ("has_code", ctypes.c_void_p), ("code_map", ctypes.c_void_p), ("cpu", ctypes.c_void_p),
-        ("reset_dirty", ctypes.c_void_p), ("flush_tlb", ctypes.c_void_p),
-        ("exit_info_2", ctypes.c_void_p),
+        ("has_code", ctypes.c_void_p), ("code_pages", ctypes.c_void_p),
+        ("cpu", ctypes.c_void_p), ("reset_dirty", ctypes.c_void_p),
+        ("flush_tlb", ctypes.c_void_p), ("invalidate", ctypes.c_void_p),
+        ("drop", ctypes.c_uint64), ("exit_info_2", ctypes.c_void_p),
         ("interrupt_request", ctypes.c_void_p), ("load64", ctypes.c_void_p),
         ("load8", ctypes.c_void_p), ("store64", ctypes.c_void_p),
         ("emu_stop", ctypes.c_void_p), ("read_eflags", ctypes.c_void_p),
@@ -136,7 +140,8 @@ class NativeCallbacks(EngineCallbacks):
         shared.fast = 1
         shared.assigned = address_of(self.assigned)
         shared.has_code = address_of(self._has_code)
-        shared.code_map = address_of(self._code_map)
+        self._code_pages = sparse(engine.memory.size // PAGE_SIZE * _CODE_PAGE_BYTES)
+        shared.code_pages = address_of(self._code_pages)
         shared.ram, shared.ram_size = engine.memory.address, engine.memory.size
         shared.tlb = self._tlb()
         shared.exit_info_2 = engine.exit_info_2
@@ -145,20 +150,19 @@ class NativeCallbacks(EngineCallbacks):
     def _replace_region_search(self) -> None:
         """Lets svsmd_find_region() answer where the engine would search its memory tree."""
         engine = self._engine
-        search = engine.internal("find_memory_mapping")
-        was = ctypes.cast(search, ctypes.c_void_p).value
-        words = (ctypes.c_uint64 * (_UC_BYTES // 8)).from_address(engine.address)
-        found = [index for index, word in enumerate(words) if word == was]
-        if len(found) != 1:
-            raise EngineMismatch(f"the engine's memory_mapping is at {len(found)} places")
-        spans = engine.memory.ranges
-        bounds = [bound for span in spans for bound in (span.start, len(span))]
-        ranges = (ctypes.c_uint64 * len(bounds))(*bounds)
+        regions = ram_regions(engine)
+        self._with_code = [region.never_dirty() for region in regions]
+        rows = [
+            value
+            for region, copy in zip(regions, self._with_code, strict=True)
+            for value in (region.start, region.size, region.address, ctypes.addressof(copy))
+        ]
+        table = (ctypes.c_uint64 * len(rows))(*rows)
         handle = ctypes.c_void_p(engine.address)
-        if not self._library.svsmd_set_regions(handle, self._user, search, ranges, len(spans)):
-            raise EngineMismatch("the engine does not find the RAM that it was given")
-        replacement = ctypes.cast(self._library.svsmd_find_region, ctypes.c_void_p).value
-        words[found[0]] = replacement or 0
+        search = engine.internal("find_memory_mapping")
+        if not self._library.svsmd_set_regions(handle, self._user, search, table, len(regions)):
+            raise EngineMismatch(f"RAM has {len(regions)} regions")
+        replace_search(engine, self._library.svsmd_find_region)
 
     def _tlb(self) -> int:
         """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""

@@ -14,8 +14,8 @@ They do what those in C do, two hundred times slower, with three differences in 
 - C code is called at instructions with breakpoints. Here a block with a breakpoint inside is
   translated anew, with as many instructions as there are before it.
 
-All exits go to the exit handler, and executable mappings stay marked for the engine's slow path of
-stores: neither costs anything beside these callbacks.
+All exits go to the exit handler, and all mappings stay marked for the engine's slow path of stores:
+neither costs anything beside these callbacks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from svsmd.snp.engine_callbacks import (
     Trap,
 )
 from svsmd.snp.engine_layout import JUMP_CACHE_SLOTS, NEXT_FLAGS, SEGMENT_STRIDE, jump_cache_slot
-from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from svsmd.snp.engine_regions import ram_regions
+from svsmd.snp.types import PAGE_SHIFT
 
 _BLOCK_HOOK = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
@@ -197,7 +198,6 @@ class PythonCallbacks(EngineCallbacks):
         self._records = (ctypes.c_uint64 * JUMP_CACHE_SLOTS).from_address(lay.cpu + lay.jump_cache)
         self._read_eflags = engine.internal("helper_read_eflags")
         self._read_eflags.restype = ctypes.c_uint64
-        self._reset_dirty = engine.internal("tlb_reset_dirty")
         self._block: _Block | None = None
         """What is being executed; None after settle()."""
         self._looked_up = False
@@ -225,6 +225,8 @@ class PythonCallbacks(EngineCallbacks):
         )  # fmt: skip
         for kind, function, extra in self._hooks:
             self._engine.hook(kind, function, None, *map(ctypes.c_int, extra))
+        for region in ram_regions(self._engine):
+            region.keep_marks()
 
     # -- running ----------------------------------------------------------------------------
 
@@ -328,7 +330,8 @@ class PythonCallbacks(EngineCallbacks):
                 self._trap = Trap.SHARED_FETCH
                 self.stop()
                 return True
-            self._watch_code(block, pages)
+            for page in pages:
+                self._has_code[page] = 1
         state.next_check = min(state.deadline, state.slice_end)
         if state.stop:
             state.next_check = 0
@@ -342,26 +345,6 @@ class PythonCallbacks(EngineCallbacks):
             self._stop_for(Stop.REQUESTED)
             return True
         return False
-
-    def _watch_code(self, block: _Block, pages: list[int]) -> None:
-        """Has the engine look at stores to the pages of a new block.
-
-        It forgets to with the first store through a mapping that is not executable. So all
-        mappings are marked again when a page first gets code, and when an address is translated
-        again: something was stored there meanwhile.
-        """
-        offset = pages[0] * PAGE_SIZE + (block.pc & PAGE_MASK)
-        bit = 1 << (offset & 7)
-        again = self._code_map[offset // 8] & bit
-        self._code_map[offset // 8] |= bit
-        for page in pages:
-            if again or not self._has_code[page]:
-                self._has_code[page] = 1
-                host = self._engine.memory.address + page * PAGE_SIZE
-                self._reset_dirty(
-                    ctypes.c_void_p(self._layout.cpu), ctypes.c_void_p(host),
-                    ctypes.c_uint64(PAGE_SIZE),
-                )  # fmt: skip
 
     def _settle(self, *, completed: bool) -> None:
         """Takes off the instructions of the current block that have not run."""

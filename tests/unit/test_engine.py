@@ -16,7 +16,7 @@ from svsmd.snp.engine_layout import EngineMismatch
 from svsmd.snp.exits import DebugReason, DebugStop, Exit, Hlt, Intr, Paused
 from svsmd.snp.memory import GuestMemory
 from svsmd.snp.self_test import check_engine
-from tests.bare_machine import CODE, DATA, HLT, MEMORY, STACK, BareMachine, assemble
+from tests.bare_machine import CODE, DATA, HLT, MEMORY, NX, STACK, BareMachine, P, W, assemble
 
 pytestmark = pytest.mark.usefixtures("both_callbacks")
 
@@ -271,6 +271,67 @@ def test_code_that_is_written_through_another_mapping_is_seen():
     """
     assert m.run(source) == Hlt()
     assert (m.gpr("rcx") & 0xFFFF, m.gpr("rdx") & 0xFF) == (0x0201, 3)
+
+
+SLOTS = 8
+SLOT_SIZE = 0x20
+CODE_PAGE, WRITABLE, EXECUTABLE_TOO = 0x60_0000, 0x70_0000, 0x71_0000
+"""A page with `SLOTS` functions `mov al, imm8; ret`, and two more mappings of it."""
+
+
+def machine_with_functions() -> BareMachine:
+    m = BareMachine()
+    m.own(CODE_PAGE)
+    for slot in range(SLOTS):
+        m.write(CODE_PAGE + slot * SLOT_SIZE, bytes((0xB0, slot, 0xC3)))
+    m.map(WRITABLE, CODE_PAGE, P | W | NX)
+    m.map(EXECUTABLE_TOO, CODE_PAGE)
+    return m
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, WRITABLE, EXECUTABLE_TOO, CODE_PAGE]),
+            st.integers(0, SLOTS - 1),
+            st.integers(0, 255),
+        ),
+        max_size=40,
+    )
+)
+def test_code_is_what_was_stored_last_through_whichever_mapping(steps):
+    """Each step calls a function (None), or stores its operand through a mapping."""
+    source, values, digest = "xor r9d, r9d\n", list(range(SLOTS)), 0
+    call_all = [(None, slot, 0) for slot in range(SLOTS)]
+    for mapping, slot, value in [*call_all, *steps, *call_all]:
+        offset = slot * SLOT_SIZE
+        if mapping is not None:
+            values[slot] = value
+            source += f"mov byte ptr [{mapping + offset + 1}], {value}\n"
+        else:
+            digest = (digest * 31 + values[slot]) & 0xFFFF_FFFF
+            source += f"mov ebx, {CODE_PAGE + offset}; xor eax, eax; call rbx\n"
+            source += "imul r9d, r9d, 31; add r9d, eax\n"
+    m = machine_with_functions()
+    assert m.run(source + "hlt") == Hlt()
+    assert m.gpr("r9") == digest
+
+
+def test_code_beside_which_much_is_stored_is_seen_when_it_changes():
+    m = machine_with_functions()
+    source = f"""
+        xor r9d, r9d; mov esi, 3
+    1:  mov ebx, {CODE_PAGE}; xor eax, eax; call rbx; add r9d, eax
+        mov ecx, 2000
+    2:  mov dword ptr [{WRITABLE + 0x800}], ecx; dec ecx; jnz 2b
+        mov byte ptr [{WRITABLE + SLOT_SIZE + 1}], 100
+        mov ebx, {CODE_PAGE + SLOT_SIZE}; xor eax, eax; call rbx; add r9d, eax
+        add byte ptr [{WRITABLE + 1}], 10
+        dec esi; jnz 1b; hlt
+    """
+    assert m.run(source) == Hlt()
+    assert m.gpr("r9") == 0 + 10 + 20 + 3 * 100
 
 
 def test_host_and_debugger_writes_to_code_are_seen():

@@ -173,11 +173,13 @@ struct shared {
 	struct tlb *tlb;
 	uint64_t ram_size;
 	uint8_t *ram;           /* host address of RAM offset 0 */
-	uint8_t *has_code;      /* one byte a RAM page: something of it was translated */
-	uint8_t *code_map;      /* one bit a RAM byte: a block was translated that starts there */
+	uint8_t *has_code;      /* one byte a RAM page: something of it is translated */
+	struct code_page *code_pages; /* one a RAM page */
 	void *cpu;
 	void (*reset_dirty)(void *cpu, uintptr_t start, uint64_t length);
 	void (*flush_tlb)(void *cpu);
+	void (*invalidate)(uc_engine *uc, uint64_t start, uint64_t end);
+	uint64_t drop;          /* number of a RAM page that is to lose its code, plus 1; or 0 */
 	uint64_t *exit_info_2;
 	uint32_t *interrupt_request;
 	uint64_t (*load64)(void *env, uint64_t address, int mmu_index, uintptr_t return_address);
@@ -246,12 +248,14 @@ static inline struct block *current_block(const struct shared *s)
 
 /*
  * Stores to translated code. The engine sends the stores through a TLB entry on a slow path, which
- * looks for code to drop, as long as the entry is marked not dirty. It clears that mark with the
- * first store through a mapping that is not executable, and never for one that is. Both are put
- * right here:
+ * drops the code that they hit, as long as the entry is marked not dirty. It would clear that mark
+ * with the first store through a mapping that is not executable, though other code of the page may
+ * be stored to next; and it never clears it for one that is executable. Both are put right here:
  *
- * - When a page first gets code, and when an address is translated again (something was stored
- *   there meanwhile), all mappings of the page are marked again.
+ * - When a page first gets code, all its mappings are marked, and svsmd_find_region() keeps them
+ *   so: the engine does not clear the mark for a region of lower priority than its snapshots.
+ * - A page that is stored to again and again while it has code loses that code, between two blocks,
+ *   and its stores are fast again. If it soon gets code again, it takes four times as many stores.
  * - Executable mappings of pages without code, such as all data of a kernel that has not set up its
  *   final page tables, lose the mark: with their first slow store if they are where an identity or
  *   direct mapping puts them (unmark()), in a sweep now and then wherever they are.
@@ -259,26 +263,60 @@ static inline struct block *current_block(const struct shared *s)
  * The sweep also sees how full the tables are. The engine makes a full one larger, but only when it
  * is flushed, which a guest that unpacks its kernel does not do for seconds: then the sweep does.
  */
+enum { FEW_STORES = 256, MANY_STORES = 1 << 30, SOON_TICKS = 100000000 };
+
+/* A RAM page that has, or had, code. */
+struct code_page {
+	uint32_t accesses; /* slow ones since it got code; the engine does not tell loads from stores */
+	uint32_t limit;    /* at so many it loses its code */
+	uint64_t dropped;  /* when it lost it: ticks */
+};
+
 static void mark_page(struct shared *s, uint64_t page)
 {
+	struct code_page *p = s->code_pages + page;
+
+	if (s->has_code[page])
+		return;
 	s->has_code[page] = 1;
+	p->accesses = 0;
+	if (!p->limit || s->ticks - p->dropped > SOON_TICKS)
+		p->limit = FEW_STORES;
 	s->reset_dirty(s->cpu, (uintptr_t)s->ram + (page << 12), 4096);
 }
 
 static void watch_code(struct shared *s, const struct block *b)
 {
-	uint64_t page = b->page[0] >> 12;
-	uint8_t *map = s->code_map + page * (4096 / 8) + (b->pc & 4095) / 8;
-	uint8_t bit = (uint8_t)(1u << (b->pc & 7));
-
-	if (!s->has_code[page] || *map & bit) {
-		mark_page(s, page);
-		if (b->page[1] != ~(uint64_t)0)
-			mark_page(s, b->page[1] >> 12);
-	} else if (b->page[1] != ~(uint64_t)0 && !s->has_code[b->page[1] >> 12]) {
+	mark_page(s, b->page[0] >> 12);
+	if (b->page[1] != ~(uint64_t)0)
 		mark_page(s, b->page[1] >> 12);
-	}
-	*map |= bit;
+}
+
+static inline void count_access(struct shared *s, uint64_t page)
+{
+	struct code_page *p = s->code_pages + page;
+
+	if (++p->accesses < p->limit)
+		return;
+	s->drop = page + 1;
+	s->next_check = 0;
+}
+
+/* `b` is about to run: its own page keeps its code. */
+static void drop_code(struct shared *s, uc_engine *uc, const struct block *b)
+{
+	uint64_t page = s->drop - 1;
+	struct code_page *p = s->code_pages + page;
+
+	s->drop = 0;
+	p->accesses = 0;
+	if (b->page[0] >> 12 == page || b->page[1] >> 12 == page)
+		return;
+	s->invalidate(uc, page << 12, (page + 1) << 12);
+	s->has_code[page] = 0;
+	p->dropped = s->ticks;
+	if (p->limit < MANY_STORES)
+		p->limit *= 4;
 }
 
 /* Takes the mark from an entry, if that is all that makes its stores slow and it has no code. */
@@ -471,6 +509,8 @@ static int check(struct shared *s, uc_engine *uc, const struct block *b, uintptr
 		}
 		watch_code(s, b);
 	}
+	if (s->drop)
+		drop_code(s, uc, b);
 	if (s->ticks >= s->next_sweep)
 		sweep(s);
 	s->next_check = s->next_sweep;
@@ -533,21 +573,24 @@ void svsmd_on_block(uc_engine *uc, uint64_t pc, int32_t size, void *user)
 
 /*
  * Which memory region an address is in. The engine asks at each access that misses its TLB and at
- * each store to an executable page, and walks its memory tree for the answer, which never changes.
- * Only the engine is passed to the function that takes its place, so there is one record for each
- * engine. Records are not freed: one that comes later may be at the same address.
+ * each store to a page that is marked not dirty, and walks its memory tree for the answer, which
+ * never changes. Only the engine is passed to the function that takes its place, so there is one
+ * record for each engine. Records are not freed: one that comes later may be at the same address.
  */
 enum { MAX_REGIONS = 4 };
 
+struct region {
+	uint64_t start, size;
+	void *region;
+	void *with_code; /* the same, for pages with code: never marked dirty */
+};
+
 struct regions {
 	uc_engine *uc;
-	const struct shared *shared;
+	struct shared *shared;
 	void *(*search)(uc_engine *uc, uint64_t address); /* the engine's own function */
 	unsigned count;
-	struct {
-		uint64_t start, size;
-		void *region;
-	} regions[MAX_REGIONS];
+	struct region regions[MAX_REGIONS]; /* in the order in which they lie in RAM */
 	struct regions *next;
 };
 
@@ -566,13 +609,14 @@ static struct regions *regions_of(uc_engine *uc)
 	return r;
 }
 
-/* Returns whether each of the ranges starts in a region. */
-int svsmd_set_regions(uc_engine *uc, const struct shared *s, void *(*search)(uc_engine *, uint64_t),
-		      const uint64_t (*ranges)[2], unsigned count)
+/* Returns whether it is done. */
+int svsmd_set_regions(uc_engine *uc, struct shared *s, void *(*search)(uc_engine *, uint64_t),
+		      const struct region *regions, unsigned count)
 {
 	struct regions *r = regions_of(uc);
-	unsigned i;
 
+	if (count > MAX_REGIONS)
+		return 0;
 	if (!r) {
 		r = calloc(1, sizeof(*r));
 		if (!r)
@@ -583,28 +627,32 @@ int svsmd_set_regions(uc_engine *uc, const struct shared *s, void *(*search)(uc_
 	}
 	r->shared = s;
 	r->search = search;
-	r->count = 0;
-	for (i = 0; i < count && i < MAX_REGIONS; i++) {
-		r->regions[i].start = ranges[i][0];
-		r->regions[i].size = ranges[i][1];
-		r->regions[i].region = search(uc, ranges[i][0]);
-		if (!r->regions[i].region)
-			return 0;
-		r->count = i + 1;
-	}
-	return r->count == count;
+	memcpy(r->regions, regions, count * sizeof(*regions));
+	r->count = count;
+	return 1;
 }
 
 void *svsmd_find_region(uc_engine *uc, uint64_t address)
 {
 	const struct regions *r = regions_of(uc);
+	struct shared *s = r->shared;
+	uint64_t ram = 0;
 	unsigned i;
 
 	for (i = 0; i < r->count; i++) {
-		if (address - r->regions[i].start < r->regions[i].size) {
-			unmark(r->shared, address);
-			return r->regions[i].region;
+		const struct region *it = r->regions + i;
+
+		if (address - it->start < it->size) {
+			uint64_t page = (ram + address - it->start) >> 12;
+
+			if (s->has_code[page]) {
+				count_access(s, page);
+				return it->with_code;
+			}
+			unmark(s, address);
+			return it->region;
 		}
+		ram += it->size;
 	}
 	return r->search(uc, address);
 }
