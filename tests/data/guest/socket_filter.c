@@ -48,7 +48,7 @@ static int failed(const char *what)
 
 int main(void)
 {
-	static char log[4096];
+	static char log[1 << 16];
 	union bpf_attr load = {
 		.prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
 		.insn_cnt = sizeof program / sizeof *program,
