@@ -64,6 +64,8 @@ class E820Type(IntEnum):
     RESERVED = 2
     ACPI = 3
     """ACPI tables; RAM once they have been read."""
+    NVS = 4
+    """Memory that ACPI keeps in use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from svsmd.host.acpi_tables import build_acpi_tables
+from svsmd.host.acpi_tables import build_acpi_tables, facs
 from svsmd.host.boot_params import (
     DEFAULT_CMDLINE_SIZE,
     DEFAULT_INITRD_ADDR_MAX,
@@ -175,7 +175,8 @@ def build_direct_boot(
         (layout.command_line, command_line),
         (layout.setup_data, cc_setup_page(layout.setup_data, layout.secrets, layout.cpuid)),
         (layout.gdt, struct.pack(f"<{len(_GDT)}Q", *_GDT)),
-        (layout.acpi, build_acpi_tables(layout.acpi, layout.acpi_size, ncpus)),
+        (layout.acpi, build_acpi_tables(layout.acpi, layout.acpi_size, layout.facs, ncpus)),
+        (layout.facs, facs()),
         (layout.page_tables, identity_page_tables(layout.page_tables, layout.page_tables_size)),
         (layout.stack, bytes(layout.stack_size)),
     ]
@@ -302,6 +303,7 @@ def _carved(layout: DirectBootLayout, svsm: SvsmRegion | None) -> list[E820Entry
         E820Entry(layout.cpuid, PAGE_SIZE, E820Type.RESERVED),
         E820Entry(layout.secrets, PAGE_SIZE, E820Type.RESERVED),
         E820Entry(layout.acpi, layout.acpi_size, E820Type.ACPI),
+        E820Entry(layout.facs, PAGE_SIZE, E820Type.NVS),
         E820Entry(LEGACY_HOLE_BASE, HIGH_MEMORY_BASE - LEGACY_HOLE_BASE, E820Type.RESERVED),
     ]
     if svsm is not None:

@@ -10,7 +10,8 @@ Low memory, every item private and part of the launch::
     0x10000 boot_params          0x14000 secrets page
     0x11000 command line         0x15000 GDT
     0x12000 setup_data, CC blob  0x16000 ACPI tables (8 KiB)
-    0x13000 CPUID page           0x20000 page tables    0x37000 stack
+    0x13000 CPUID page           0x18000 FACS
+                                 0x20000 page tables    0x37000 stack
 
 The kernel lies at its own physical addresses from 1 MiB up, the initrd ends below the SVSM region,
 and the SVSM region is the top 4 MiB of the RAM below the MMIO hole.
@@ -147,6 +148,7 @@ class DirectBootLayout:
     gdt: Gpa
     acpi: Gpa
     acpi_size: int
+    facs: Gpa
     page_tables: Gpa
     page_tables_size: int
     stack: Gpa
@@ -168,6 +170,7 @@ DIRECT_BOOT_LAYOUT: Final = DirectBootLayout(
     gdt=Gpa(0x1_5000),
     acpi=Gpa(0x1_6000),
     acpi_size=2 * PAGE_SIZE,
+    facs=Gpa(0x1_8000),
     page_tables=Gpa(0x2_0000),
     page_tables_size=16 * PAGE_SIZE,
     stack=Gpa(0x3_7000),

@@ -8,16 +8,17 @@ import subprocess
 import pytest
 
 from svsmd.host import aml
-from svsmd.host.acpi_tables import build_acpi_tables, dsdt, fadt, madt
+from svsmd.host.acpi_tables import build_acpi_tables, dsdt, facs, fadt, madt
 from svsmd.host.loader_error import LoaderError
 from svsmd.snp.types import Gpa
 
 BASE = Gpa(0x1_6000)
+FACS = Gpa(0x1_8000)
 
 
 def tables(ncpus: int = 2) -> dict[bytes, bytes]:
     """All tables by signature, found as an operating system finds them."""
-    blob = build_acpi_tables(BASE, 0x2000, ncpus)
+    blob = build_acpi_tables(BASE, 0x2000, FACS, ncpus)
     assert len(blob) == 0x2000
 
     def at(address: int) -> bytes:
@@ -46,21 +47,39 @@ def test_all_tables_are_there_with_right_checksums():
     assert tables().keys() == {b"XSDT", b"FACP", b"APIC", b"DSDT"}
 
 
-def test_fadt_is_hardware_reduced_and_names_the_power_registers():
-    data = fadt(0x1234)
+def test_fadt_names_the_fixed_hardware():
+    data = fadt(0x1234, FACS)
     assert len(data) == 276
     assert data[8] == 6
     (flags,) = struct.unpack_from("<I", data, 112)
-    assert flags & 1 << 20
-    assert flags & 1 << 10
+    # A kernel takes a hardware-reduced platform (bit 20) for one with EFI.
+    assert flags == 1 << 0 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 10
+    assert struct.unpack_from("<II", data, 36) == (FACS, 0x1234)
+    assert struct.unpack_from("<H", data, 46) == (9,)
+    # There is no SMI that would have to switch ACPI on.
+    assert data[48:56] == bytes(8)
     for offset, port in ((116, 0xCF9), (244, 0x60C), (256, 0x60D)):
         space, width, _, access, address = struct.unpack_from("<BBBBQ", data, offset)
         assert (space, width, access, address) == (1, 8, 1, port)
+    for offset, length, extended, port, size in (
+        (56, 88, 148, 0x600, 4), (64, 89, 172, 0x604, 2), (76, 91, 208, 0x608, 4),
+    ):  # fmt: skip
+        assert struct.unpack_from("<I", data, offset) == (port,)
+        assert data[length] == size
+        space, width, _, access, address = struct.unpack_from("<BBBBQ", data, extended)
+        assert (space, width, address) == (1, 8 * size, port)
+        assert 1 << (access - 1) == size
     assert data[128] == 6
     assert data[108] == 0x32
-    # Fixed hardware has no place in a reduced FADT.
-    assert not any(data[44:108])
-    assert not any(data[148:244])
+
+
+def test_facs():
+    data = facs()
+    assert struct.unpack_from("<4sI", data) == (b"FACS", 64)
+    assert len(data) == 64
+    assert data[32] == 2
+    assert not any(data[8:32])
+    assert not any(data[33:])
 
 
 def test_madt_lists_cpus_ioapic_and_override():
@@ -76,14 +95,15 @@ def test_madt_lists_cpus_ioapic_and_override():
     assert apics == [(cpu, cpu, 1) for cpu in range(255)]
     x2apics = [struct.unpack("<BBHIII", entry)[3:] for entry in entries if entry[0] == 9]
     assert x2apics == [(255, 1, 255), (256, 1, 256)]
-    assert entries[-2] == struct.pack("<BBBBII", 1, 12, 0, 0, 0xFEC0_0000, 0)
-    assert entries[-1] == struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)
+    assert entries[-3] == struct.pack("<BBBBII", 1, 12, 0, 0, 0xFEC0_0000, 0)
+    assert entries[-2] == struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)
+    assert entries[-1] == struct.pack("<BBBBIH", 2, 10, 0, 9, 9, 0xD)
 
 
 @pytest.mark.parametrize("ncpus", [0, 2000])
 def test_impossible_numbers_of_cpus(ncpus):
     with pytest.raises(LoaderError, match="CPU"):
-        build_acpi_tables(BASE, 0x2000, ncpus)
+        build_acpi_tables(BASE, 0x2000, FACS, ncpus)
 
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
@@ -106,7 +126,9 @@ def test_iasl_disassembles_and_recompiles_the_dsdt(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
-@pytest.mark.parametrize("table", [fadt(0x1_6040), madt(3)], ids=["fadt", "madt"])
+@pytest.mark.parametrize(
+    "table", [fadt(0x1_6040, FACS), facs(), madt(3)], ids=["fadt", "facs", "madt"]
+)
 def test_iasl_accepts_the_data_tables(tmp_path, table):
     (tmp_path / "table.aml").write_bytes(table)
     run = subprocess.run(

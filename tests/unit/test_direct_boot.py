@@ -148,14 +148,15 @@ def test_memory_map_with_an_svsm():
         E820Entry(0x1_3000, 0x2000, E820Type.RESERVED),
         E820Entry(0x1_5000, 0x1000, E820Type.RAM),
         E820Entry(0x1_6000, 0x2000, E820Type.ACPI),
-        E820Entry(0x1_8000, 0x8_8000, E820Type.RAM),
+        E820Entry(0x1_8000, 0x1000, E820Type.NVS),
+        E820Entry(0x1_9000, 0x8_7000, E820Type.RAM),
         E820Entry(0xA_0000, 0x6_0000, E820Type.RESERVED),
         E820Entry(0x10_0000, 0x1FB0_0000, E820Type.RAM),
         E820Entry(0x1FC0_0000, 0x40_0000, E820Type.RESERVED),
     )
     base = LAYOUT.boot_params
-    assert read(result, base + 0x1E8, 1) == b"\x09"
-    assert struct.unpack("<QQI", read(result, base + 0x2D0 + 8 * 20, 20)) == (
+    assert read(result, base + 0x1E8, 1) == b"\x0a"
+    assert struct.unpack("<QQI", read(result, base + 0x2D0 + 9 * 20, 20)) == (
         0x1FC0_0000, 0x40_0000, 2,
     )  # fmt: skip
 
