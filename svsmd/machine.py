@@ -7,8 +7,9 @@ the silicon's port of VMPL0, and the two never meet.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -22,12 +23,20 @@ from svsmd.core.launch_info import (
     ValidatedRange,
 )
 from svsmd.core.port import IMAGE_MAP
+from svsmd.core.restart import PAYLOAD_FILE, RESTART_FILE
 from svsmd.disk_file import DiskFile
 from svsmd.errors import ExitCode, UserError
 from svsmd.host.certificate_table import CertificateGuid, certificate_table
 from svsmd.host.direct_boot import DirectBoot, build_direct_boot
 from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
-from svsmd.host.launch import LaunchError, LaunchPlan, LaunchRange, LaunchVmsa, launch
+from svsmd.host.launch import (
+    LaunchError,
+    LaunchPlan,
+    LaunchRange,
+    LaunchVmsa,
+    assign_again,
+    launch,
+)
 from svsmd.host.layout import DIRECT_BOOT_LAYOUT, SvsmRegion
 from svsmd.host.loader_error import LoaderError
 from svsmd.host.outcome import (
@@ -112,29 +121,34 @@ class Machine:
 
     def _power_on(self) -> None:
         config = self.config
-        self.silicon = silicon = Silicon(config.memory, self._entropy)
-        platform_config = PlatformConfig(ncpus=config.cpus, rtc_epoch=config.rtc)
+        self.silicon = Silicon(config.memory, self._entropy)
+        self.core: Core | None = None
+        self._restarts = 0
+        self._build_host({})
+        try:
+            plan = self._plan_with_svsm() if config.svsm else self._plan_without_svsm()
+            self.launch_digest = launch(self.silicon, plan)
+        except (LoaderError, LaunchError) as error:
+            raise UserError(str(error)) from None
+        for vmsa in plan.vmsas:
+            self.hypervisor.vcpus[vmsa.vcpu].start(vmsa.vmpl, vmsa.gpa)
+
+    def _build_host(self, files: Mapping[str, bytes]) -> None:
+        """A hypervisor and its devices, just switched on; `files` are those of fw_cfg."""
+        config, silicon = self.config, self.silicon
         self.platform = Platform(
-            platform_config,
+            PlatformConfig(ncpus=config.cpus, rtc_epoch=config.rtc),
             lambda: silicon.clock.now,
             lambda data: self.on_console(data),
             lambda data: log.info("debug port: %s", data.hex()),
         )
         self.platform.attach_virtio(silicon.host_page, self._disks, self._guest_entropy)
-        vmpl = Vmpl(config.guest_vmpl)
+        self.platform.attach_fw_cfg(silicon.host_page, files)
         self.hypervisor = Hypervisor(
             silicon,
             self.platform,
-            HypervisorConfig(guest_vmpl=vmpl, certificates=self._certificates),
+            HypervisorConfig(guest_vmpl=Vmpl(config.guest_vmpl), certificates=self._certificates),
         )
-        self.core: Core | None = None
-        try:
-            plan = self._plan_with_svsm() if config.svsm else self._plan_without_svsm()
-            self.launch_digest = launch(silicon, plan)
-        except (LoaderError, LaunchError) as error:
-            raise UserError(str(error)) from None
-        for vmsa in plan.vmsas:
-            self.hypervisor.vcpus[vmsa.vcpu].start(vmsa.vmpl, vmsa.gpa)
 
     def _certificates(self) -> bytes:
         """What the operator of a real host gets from AMD for its chip."""
@@ -190,7 +204,10 @@ class Machine:
             # Launch info, CPUID page, secrets page and VMSA follow each other.
             ValidatedRange(region.launch_info, 4, own),
         ]
-        validated += [ValidatedRange(r.gpa, len(r.data) // PAGE_SIZE) for r in boot.ranges]
+        validated += [
+            ValidatedRange(r.gpa, len(r.data) // PAGE_SIZE, sha256=hashlib.sha256(r.data).digest())
+            for r in boot.ranges
+        ]
         entry = boot.entry
         return LaunchInfo(
             cbit=C_BIT_POSITION,
@@ -314,6 +331,9 @@ class Machine:
     def _reset(self) -> SliceEnd | None:
         if self.config.on_reboot is OnReboot.EXIT:
             return Ended(ExitCode.OK, "the guest reset the machine")
+        if self.core is not None:
+            self._restart_guest()
+            return None
         log.info("the guest reset the machine; it starts again from its launch")
         ticks = self.clock_now
         debug = self.silicon.debug
@@ -321,6 +341,28 @@ class Machine:
         self.silicon.debug.take_over(debug)
         self.silicon.clock.advance(ticks)
         return None
+
+    def _restart_guest(self) -> None:
+        """New devices under the SVSM that stays, and an offer of what was launched."""
+        log.info("the guest reset the machine; the SVSM starts it again")
+        silicon, old = self.silicon, self.hypervisor
+        ram = silicon.memory.ranges
+        region = SvsmRegion.at_top_of(ram)
+        boot = self._direct_boot(region)
+        self._restarts += 1
+        files = {PAYLOAD_FILE.format(n): r.data for n, r in enumerate(boot.ranges)}
+        files[RESTART_FILE] = self._restarts.to_bytes(4, "little")
+        self._build_host(files)
+        self.hypervisor.take_over(old)
+        guests = (
+            part
+            for r in ram
+            for part in (
+                range(r.start, min(r.stop, max(r.start, region.base))),
+                range(max(r.start, min(r.stop, region.end)), r.stop),
+            )
+        )
+        assign_again(silicon, guests)
 
     # -- debugging --------------------------------------------------------------------------
 

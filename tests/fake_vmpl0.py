@@ -8,8 +8,9 @@ what comes back.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from svsmd.core.core import Core, CoreConfig
@@ -22,10 +23,14 @@ from svsmd.core.launch_info import (
     ValidatedRange,
 )
 from svsmd.core.port import IMAGE_MAP, PRIVATE_MAP, SHARED_MAP
+from svsmd.host.dma import Dma
+from svsmd.host.fw_cfg import FwCfg
+from svsmd.host.io_exits import handle_ioio
+from svsmd.host.port_bus import PortBus
 from svsmd.snp import ghcb_msr
 from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
 from svsmd.snp.faults import GuestFault, NestedFault, NpfError, Vector
-from svsmd.snp.ghcb import Ghcb
+from svsmd.snp.ghcb import Ghcb, GhcbExit
 from svsmd.snp.ghcb_msr import HvFeature, MsrPscOperation
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
@@ -64,9 +69,12 @@ ENTRY = EntryState(KERNEL + 0x100, 0x3_8000, 0x1_0000, 0x2_0000 | C_BIT, 0x1_500
 KEYS = bytes(range(1, 129))
 KERNEL_BYTE = b"\x90"
 
+LOW_DATA = bytes(3 * PAGE_SIZE)
+KERNEL_DATA = (KERNEL_BYTE * PAGE_SIZE).ljust(KERNEL_PAGES * PAGE_SIZE, b"\0")
+
 LAUNCHED = (
-    ValidatedRange(Gpa(0x1_0000), 3),
-    ValidatedRange(Gpa(KERNEL), KERNEL_PAGES),
+    ValidatedRange(Gpa(0x1_0000), 3, sha256=hashlib.sha256(LOW_DATA).digest()),
+    ValidatedRange(Gpa(KERNEL), KERNEL_PAGES, sha256=hashlib.sha256(KERNEL_DATA).digest()),
     ValidatedRange(Gpa(SVSM_BASE), 0x84, LaunchRangeFlags.SVSM),
 )
 
@@ -178,6 +186,7 @@ class FakeVmpl0:
         """What SNP_AP_CREATION named, by APIC id and VMPL."""
         self.checks: list[Callable[[], None]] = []
         """Called whenever VMPL0 has let go of the CPU."""
+        self.devices = PortBus()
         for base in range(0, RAM_SIZE, HUGE_PAGE_SIZE):
             self.rmp.rmpupdate(
                 Spa(base), RmpUpdate(True, PageSize.SIZE_2M, False, Gpa(base), GUEST_ASID)
@@ -195,7 +204,17 @@ class FakeVmpl0:
         cpuid.set_functions([CpuidFunction(0x8000_001F, 0, 0, 0, 0x1A, 0x27, 0, 0)])
         self.put(SVSM_CPUID, cpuid.tobytes())
 
+    def offer(self, files: Mapping[str, bytes]) -> None:
+        """What the host has in fw_cfg from now on."""
+        self.devices = PortBus()
+        FwCfg(files, Dma(self._host_page)).attach(self.devices)
+
     # Memory ----------------------------------------------------------------------------------
+
+    def _host_page(self, spa: int) -> memoryview | None:
+        if not 0 <= spa < RAM_SIZE or self.rmp.assigned(spa >> PAGE_SHIFT):
+            return None
+        return memoryview(self.pages[spa >> PAGE_SHIFT])
 
     def get(self, gpa: int, n: int) -> bytes:
         out = b""
@@ -284,7 +303,10 @@ class FakeVmpl0:
                 ghcb = Ghcb(self.pages[gpa >> PAGE_SHIFT])
                 ghcb.check_header()
                 info = ghcb.sw_exit_info_1
-                self.vmsas[info >> 32, info >> 16 & 0xF] = ghcb.sw_exit_info_2
+                if ghcb.sw_exit_code == GhcbExit.SVM_EXIT_IOIO:
+                    handle_ioio(self.devices, ghcb, gpa, info, 0)
+                else:
+                    self.vmsas[info >> 32, info >> 16 & 0xF] = ghcb.sw_exit_info_2
                 ghcb.set_answer()
                 return request
             case ghcb_msr.Terminate() as terminate:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from svsmd.core.access import flush_tlb, grant, load_own, pvalidate, rmpadjust, store_own, zero
 from svsmd.core.gate import Handler, Preempt, SvsmPanic
@@ -48,6 +48,11 @@ CPUID_SVSM_PRESENT: Final = 1 << 28
 """Bit of its EAX that says that the guest runs under an SVSM (58019, section 3)."""
 
 
+VMSA_OF_SVSM: Final = int(RmpAttributes.VMSA) | Vmpl.VMPL1
+"""RDX of RMPADJUST for a VMSA that is a page of the SVSM. The instruction wants a VMPL below VMPL0;
+none gets a right."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What boot found out and set up."""
@@ -56,6 +61,32 @@ class Machine:
     memory: GuestMemory
     pages: RegionPages
     guest_vmpl: Vmpl
+    guest_vmsa: Gpa
+    """The guest's boot CPU: a page of the SVSM."""
+
+
+class GuestSequenceNumbers(NamedTuple):
+    """How many messages the guest has exchanged with the security processor, by VMPCK.
+
+    They lie in its secrets page, and outlive it: a key is never used twice with one number.
+    """
+
+    vmpck0: int = 0
+    vmpck1: int = 0
+    vmpck2: int = 0
+    vmpck3: int = 0
+
+    @classmethod
+    def of(cls, secrets: SecretsPage) -> GuestSequenceNumbers:
+        """Those of a secrets page."""
+        return cls(
+            secrets.msg_seqno_0, secrets.msg_seqno_1, secrets.msg_seqno_2, secrets.msg_seqno_3
+        )
+
+    def store(self, secrets: SecretsPage) -> None:
+        """Put them into a secrets page."""
+        secrets.msg_seqno_0, secrets.msg_seqno_1 = self.vmpck0, self.vmpck1
+        secrets.msg_seqno_2, secrets.msg_seqno_3 = self.vmpck2, self.vmpck3
 
 
 def read_launch_info(cpu: PerCpu, gpa: int) -> LaunchInfo:
@@ -82,7 +113,7 @@ def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
     ]
     for fresh in subtract([region], launched):
         for gpa, size in pieces(fresh):
-            yield from _validate(cpu, gpa, size)
+            yield from validate(cpu, gpa, size)
 
     pages = RegionPages(region.start + DYNAMIC_OFFSET, region.stop)
     features = yield from negotiate()
@@ -99,10 +130,9 @@ def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
     total = sum(len(r) for r in owned)
     log.write(f"{total >> 20} MiB of {sum(len(r) for r in ram) >> 20} MiB granted to VMPL{vmpl}")
 
-    machine = Machine(launch, memory, pages, vmpl)
-    yield from _copy_pages(cpu, machine)
-    yield from _give_calling_area(cpu, launch.guest_caa, vmpl)
-    yield from _make_guest(cpu, machine)
+    machine = Machine(launch, memory, pages, vmpl, pages.allocate(1))
+    yield from copy_pages(cpu, machine, GuestSequenceNumbers())
+    yield from make_guest(cpu, machine)
     log.write(f"guest starts at {launch.entry.rip:#x}")
     return machine
 
@@ -130,17 +160,17 @@ def pieces(pages: range) -> Iterator[tuple[int, PageSize]]:
         gpa += size.nbytes
 
 
-def _small_pages(gpa: int) -> Iterator[int]:
+def small_pages(gpa: int) -> Iterator[int]:
     return iter(range(gpa, gpa + HUGE_PAGE_SIZE, PAGE_SIZE))
 
 
-def _validate(cpu: PerCpu, gpa: int, size: PageSize) -> Handler[None]:
-    """Make a page that the host has just assigned valid and zero."""
+def validate(cpu: PerCpu, gpa: int, size: PageSize) -> Handler[None]:
+    """Make a page that the host has just assigned valid and zero; panics if it was valid."""
     code, unchanged = yield from pvalidate(cpu, gpa, size, True)
     if code == RmpReturn.FAIL_SIZEMISMATCH:
         # The host has assigned it in pages of 4 KiB.
-        for page in _small_pages(gpa):
-            yield from _validate(cpu, page, PageSize.SIZE_4K)
+        for page in small_pages(gpa):
+            yield from validate(cpu, page, PageSize.SIZE_4K)
         return
     if code != RmpReturn.SUCCESS:
         raise SvsmPanic(f"PVALIDATE of page {gpa:#x} fails with {code}")
@@ -149,11 +179,12 @@ def _validate(cpu: PerCpu, gpa: int, size: PageSize) -> Handler[None]:
     yield from zero(cpu, gpa, size)
 
 
-def _grant(cpu: PerCpu, gpa: int, size: PageSize, vmpl: Vmpl) -> Handler[None]:
+def give_access(cpu: PerCpu, gpa: int, size: PageSize, vmpl: Vmpl) -> Handler[None]:
+    """Let `vmpl` use a valid page; panics if the host has taken it away."""
     code = yield from grant(cpu, gpa, size, vmpl)
     if code == RmpReturn.FAIL_SIZEMISMATCH:
-        for page in _small_pages(gpa):
-            yield from _grant(cpu, page, PageSize.SIZE_4K, vmpl)
+        for page in small_pages(gpa):
+            yield from give_access(cpu, page, PageSize.SIZE_4K, vmpl)
     elif code != RmpReturn.SUCCESS:
         raise SvsmPanic(f"RMPADJUST of page {gpa:#x} fails with {code}")
 
@@ -164,14 +195,14 @@ def _give(
     """Give pages to the guest, after validating those that the launch has not."""
     for gpa, size in pieces(pages):
         if not validated:
-            yield from _validate(cpu, gpa, size)
-        yield from _grant(cpu, gpa, size, vmpl)
+            yield from validate(cpu, gpa, size)
+        yield from give_access(cpu, gpa, size, vmpl)
         if size is PageSize.SIZE_2M:
             yield Preempt()
     memory.validated.set(cpu, pages.start, len(pages) >> PAGE_SHIFT, True)
 
 
-def _copy_pages(cpu: PerCpu, machine: Machine) -> Handler[None]:
+def copy_pages(cpu: PerCpu, machine: Machine, numbers: GuestSequenceNumbers) -> Handler[None]:
     """The guest's copies of the secrets and the CPUID page."""
     launch = machine.launch
     for gpa in (launch.guest_secrets, launch.guest_cpuid):
@@ -184,6 +215,7 @@ def _copy_pages(cpu: PerCpu, machine: Machine) -> Handler[None]:
     secrets.svsm_caa = launch.guest_caa
     secrets.svsm_max_version = SVSM_MAX_VERSION
     secrets.svsm_guest_vmpl = machine.guest_vmpl
+    numbers.store(secrets)
     store_own(cpu, launch.guest_secrets, secrets.tobytes())
 
     cpuid = CpuidPage.copy_of(load_own(cpu, launch.svsm_cpuid, PAGE_SIZE))
@@ -197,21 +229,20 @@ def _copy_pages(cpu: PerCpu, machine: Machine) -> Handler[None]:
 def _give_calling_area(cpu: PerCpu, caa: Gpa, vmpl: Vmpl) -> Handler[None]:
     """The one page of the SVSM's region that the guest may use."""
     yield from zero(cpu, caa, PageSize.SIZE_4K)
-    yield from _grant(cpu, caa, PageSize.SIZE_4K, vmpl)
+    yield from give_access(cpu, caa, PageSize.SIZE_4K, vmpl)
 
 
 def _mark_vmsa(cpu: PerCpu, gpa: Gpa) -> Handler[None]:
-    """Make a page of the SVSM a VMSA. RMPADJUST wants a VMPL below VMPL0; none gets a right."""
-    attributes = RmpAttributes.VMSA | Vmpl.VMPL1
-    code = yield from rmpadjust(cpu, gpa, PageSize.SIZE_4K, attributes)
+    """Make a page of the SVSM a VMSA."""
+    code = yield from rmpadjust(cpu, gpa, PageSize.SIZE_4K, VMSA_OF_SVSM)
     if code != RmpReturn.SUCCESS:
         raise SvsmPanic(f"RMPADJUST cannot make page {gpa:#x} a VMSA: {code}")
 
 
-def _make_guest(cpu: PerCpu, machine: Machine) -> Handler[None]:
-    """Write the VMSA of the guest's boot CPU, and name it to the host."""
-    launch = machine.launch
-    vmsa = machine.pages.allocate(1)
+def make_guest(cpu: PerCpu, machine: Machine) -> Handler[None]:
+    """Write calling area and VMSA of the guest's boot CPU, and name the VMSA to the host."""
+    launch, vmsa = machine.launch, machine.guest_vmsa
+    yield from _give_calling_area(cpu, launch.guest_caa, machine.guest_vmpl)
     store_own(cpu, vmsa, guest_boot_vmsa(launch.entry, machine.guest_vmpl))
     yield from _mark_vmsa(cpu, vmsa)
     flush_tlb(cpu)

@@ -23,6 +23,7 @@ from svsmd.core.percpu import PerCpu
 from svsmd.core.port import IMAGE_MAP, GateCall
 from svsmd.core.protocols.core import CoreProtocol
 from svsmd.core.request_loop import RequestLoop
+from svsmd.core.restart import PayloadChanged, Restarter
 from svsmd.snp.secrets_page import VMPCK_COUNT, VMPCK_SIZE, SecretsPage
 
 
@@ -98,8 +99,19 @@ class Core:
             self._cpus[apic_id] = PerCpu(apic_id, cpu.port)
         core = CoreProtocol(machine.memory, self._cpus, self._protocols, machine.guest_vmpl)
         self._protocols[core.number] = core
+        restarter = Restarter(machine, self._cpus, self.log)
+
+        def refused(refusing: PerCpu) -> Handler[bool]:
+            if refusing is not cpu:
+                return False
+            try:
+                return (yield from restarter.offered(cpu))
+            except PayloadChanged:
+                self._reason = SvsmReason.PAYLOAD
+                raise
+
         loop = self._loop = RequestLoop(
-            machine.memory, self._protocols, machine.guest_vmpl, self.log
+            machine.memory, self._protocols, machine.guest_vmpl, self.log, refused
         )
         page_tables = launch.svsm_base + (self._config.page_tables - IMAGE_MAP)
         for apic_id in others:

@@ -21,6 +21,8 @@ MEMORY_ACCESS: Final = 10
 """One load or store of up to a cache line."""
 COPY_PAGE: Final = 128
 """Reading or writing 4 KiB, 32 bytes a tick."""
+HASH_PAGE: Final = 4096
+"""SHA-256 of 4 KiB, a byte a tick."""
 PVALIDATE: Final = 200
 RMPADJUST: Final = 200
 FLUSH_TLB: Final = 1000

@@ -72,6 +72,11 @@ class ValidationBitmap:
         _, bits, mask = self._bits(cpu, gpa, npages)
         return bits & mask == mask
 
+    def any_validated(self, cpu: PerCpu, gpa: int, npages: int) -> bool:
+        """Whether one of `npages` pages from `gpa` on is validated, all inside one range of RAM."""
+        _, bits, mask = self._bits(cpu, gpa, npages)
+        return bits & mask != 0
+
     def set(self, cpu: PerCpu, gpa: int, npages: int, validated: bool) -> None:
         """Note the state of `npages` pages from `gpa` on, all inside one range of RAM."""
         start, bits, mask = self._bits(cpu, gpa, npages)
@@ -141,6 +146,11 @@ class GuestMemory:
         """Make the pages of `world` ordinary again, unless another world has them too."""
         del self._worlds[world.vmsa]
 
+    @property
+    def worlds(self) -> tuple[GuestWorld, ...]:
+        """All that are registered."""
+        return tuple(self._worlds.values())
+
     def world_of(self, vmsa: int) -> GuestWorld | None:
         """The world whose VMSA lies at this GPA, or None."""
         return self._worlds.get(Gpa(vmsa))
@@ -172,6 +182,10 @@ class GuestMemory:
             held.start < gpa + nbytes and gpa < held.stop and owner != cpu.apic_id
             for held, owner in self._locks
         )
+
+    def is_any_locked(self, cpu: PerCpu) -> bool:
+        """Whether a handler of another vCPU holds any page."""
+        return any(owner != cpu.apic_id for _held, owner in self._locks)
 
     @contextmanager
     def locked(self, cpu: PerCpu, gpa: int, nbytes: int = PAGE_SIZE) -> Iterator[None]:

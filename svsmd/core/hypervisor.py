@@ -4,7 +4,7 @@
 The answers come from the host: each is checked, and one that breaks the protocol where the SVSM
 cannot do without it is a panic.
 
-Spec: 56421 (GHCB), 2.3.1 (MSR protocol), 4.1.9 (SNP AP creation).
+Spec: 56421 (GHCB), 2.3.1 (MSR protocol), 4.1 (IOIO_PROT), 4.1.9 (SNP AP creation).
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from svsmd.core.gate import Handler, SvsmPanic, Vmgexit
 from svsmd.core.percpu import PerCpu
 from svsmd.snp import ghcb_msr
 from svsmd.snp.bits import Bits, Register64
-from svsmd.snp.ghcb import GHCB_VERSION_MAX, Ghcb, GhcbExit, GhcbInputError, GhcbResponse
+from svsmd.snp.ghcb import (
+    GHCB_VERSION_MAX,
+    Ghcb,
+    GhcbExit,
+    GhcbInputError,
+    GhcbResponse,
+    IoioInfo,
+)
 from svsmd.snp.ghcb_msr import GhcbInfo, HvFeature, MsrPscOperation, Terminate, UnexpectedResponse
 from svsmd.snp.rmp import RmpReturn
 from svsmd.snp.types import C_BIT_POSITION, PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Vmpl
@@ -36,6 +43,8 @@ class SvsmReason(IntEnum):
     """The SVSM's log says why."""
     EXCEPTION = 1
     """The native part at VMPL0 took an exception."""
+    PAYLOAD = 2
+    """The host restarts the guest with other pages than those that were measured at launch."""
 
 
 REQUIRED_FEATURES: Final = HvFeature.SNP | HvFeature.SNP_AP_CREATION | HvFeature.SNP_MULTI_VMPL
@@ -118,17 +127,32 @@ def ap_creation(
     cpu: PerCpu, request: ApCreationRequest, apic_id: int, vmpl: int, vmsa: Gpa, sev_features: int
 ) -> Handler[bool]:
     """SNP_AP_CREATION; returns whether the hypervisor did it."""
-    if cpu.ghcb is None:
-        raise SvsmPanic(f"vCPU {cpu.apic_id} has no GHCB")
     ghcb = Ghcb()
     info_1 = ApCreationInfo1.of(REQUEST=request, VMPL=vmpl, APIC_ID=apic_id)
     ghcb.set_request(GhcbExit.SNP_AP_CREATION, info_1, vmsa)
     ghcb.rax = sev_features
+    return (yield from _ask(cpu, ghcb)) is not None
+
+
+def port_out(cpu: PerCpu, port: int, value: int) -> Handler[bool]:
+    """OUT of 32 bits; returns whether the hypervisor did it."""
+    ghcb = Ghcb()
+    access = IoioInfo(port, is_in=False, string=False, rep=False, size=4, address_size=0, segment=0)
+    ghcb.set_request(GhcbExit.SVM_EXIT_IOIO, access.encode())
+    ghcb.rax = value
+    return (yield from _ask(cpu, ghcb)) is not None
+
+
+def _ask(cpu: PerCpu, ghcb: Ghcb) -> Handler[Ghcb | None]:
+    """Have the hypervisor handle an event; returns its answer, or None if it did not."""
+    if cpu.ghcb is None:
+        raise SvsmPanic(f"vCPU {cpu.apic_id} has no GHCB")
     yield from store_shared(cpu, cpu.ghcb, ghcb.tobytes())
     yield Vmgexit(ghcb_msr.GhcbGpa(cpu.ghcb).encode())
     # One copy, so that the host cannot change the answer while it is looked at.
     answer = Ghcb.copy_of((yield from load_shared(cpu, cpu.ghcb, PAGE_SIZE)))
     try:
-        return answer.sw_exit_info_1 & 0xFFFF_FFFF == GhcbResponse.NO_ACTION
+        done = answer.sw_exit_info_1 & 0xFFFF_FFFF == GhcbResponse.NO_ACTION
     except GhcbInputError:
-        return False
+        return None
+    return answer if done else None

@@ -16,7 +16,7 @@ from typing import Final, Self
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_MASK, PAGE_SIZE, Gpa
 
 LAUNCH_INFO_MAGIC: Final = b"SVSMDLI1"
-LAUNCH_INFO_VERSION: Final = 1
+LAUNCH_INFO_VERSION: Final = 2
 MAX_RAM_RANGES: Final = 8
 MAX_VALIDATED_RANGES: Final = 16
 
@@ -24,7 +24,9 @@ _HEADER: Final = struct.Struct("<8s6I8Q")
 _ENTRY: Final = struct.Struct("<5QII")
 _RAM: Final = struct.Struct("<QQ")
 _COUNT: Final = struct.Struct("<II")
-_VALIDATED: Final = struct.Struct("<QII")
+_VALIDATED: Final = struct.Struct("<QII32s")
+
+SHA256_SIZE: Final = 32
 
 LAUNCH_INFO_SIZE: Final = (
     _HEADER.size
@@ -60,12 +62,14 @@ class RamRange:
 class ValidatedRange:
     """Pages that LAUNCH_UPDATE has put there, private and validated already.
 
-    ``npages`` counts 4 KiB pages.
+    ``npages`` counts 4 KiB pages. ``sha256`` is that of all their bytes at launch, for pages of the
+    guest, which a restart puts there again; for those of the SVSM it is zero.
     """
 
     gpa: Gpa
     npages: int
     flags: LaunchRangeFlags = LaunchRangeFlags.NONE
+    sha256: bytes = bytes(SHA256_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ class LaunchInfo:
                 MAX_RAM_RANGES * _RAM.size, b"\0"
             ),
             _COUNT.pack(len(self.validated), 0),
-            b"".join(_VALIDATED.pack(v.gpa, v.npages, v.flags) for v in self.validated),
+            b"".join(_VALIDATED.pack(v.gpa, v.npages, v.flags, v.sha256) for v in self.validated),
         ]
         return b"".join(parts).ljust(PAGE_SIZE, b"\0")
 
@@ -185,8 +189,8 @@ class LaunchInfo:
         end = offset + validated_count * _VALIDATED.size
         try:
             validated = tuple(
-                ValidatedRange(Gpa(gpa), npages, LaunchRangeFlags(_known_flags(flags)))
-                for gpa, npages, flags in _VALIDATED.iter_unpack(page[offset:end])
+                ValidatedRange(Gpa(gpa), npages, LaunchRangeFlags(_known_flags(flags)), sha256)
+                for gpa, npages, flags, sha256 in _VALIDATED.iter_unpack(page[offset:end])
             )
         except ValueError as error:
             raise LaunchInfoError(str(error)) from None

@@ -13,7 +13,7 @@ Spec: 58019 (SVSM), section 4 (calling convention); 24593, 15.36.12 (VMRUN needs
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Never
 
 from svsmd.core import costs
@@ -47,11 +47,14 @@ class RequestLoop:
         protocols: Mapping[int, CallProtocol],
         guest_vmpl: Vmpl,
         log: CoreLog,
+        refused: Callable[[PerCpu], Handler[bool]],
     ) -> None:
+        """`refused` handles a refusal of the host to run the guest: whether there is one again."""
         self._memory = memory
         self._protocols = protocols
         self._run_guest = ghcb_msr.RunVmpl(guest_vmpl).encode()
         self._log = log
+        self._on_refusal = refused
 
     def run(self, cpu: PerCpu) -> Handler[Never]:
         """The life of a vCPU after boot."""
@@ -63,7 +66,7 @@ class RequestLoop:
                 yield Preempt()
             elif (yield from self._turn(cpu, world)):
                 answer = yield Vmgexit(self._run_guest)
-                if self._refused(cpu, answer):
+                if self._refused(cpu, answer) and not (yield from self._on_refusal(cpu)):
                     yield Wait()
 
     def _is_busy(self, cpu: PerCpu, world: GuestWorld) -> bool:

@@ -109,6 +109,11 @@ class Hypervisor:
         platform.on_init = self._init
         platform.on_sipi = self._startup
 
+    def take_over(self, old: Hypervisor) -> None:
+        """Run the SVSM that `old` ran, whose guest has reset the machine, before any step."""
+        for vcpu, before in zip(self.vcpus, old.vcpus, strict=True):
+            vcpu.take_over(before)
+
     def step(self, until: int) -> HostOutcome:
         """Make one scheduling decision and run what it picked.
 

@@ -11,6 +11,7 @@ states); 24594, RMPUPDATE.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -174,17 +175,36 @@ def _assign_the_rest(silicon: HostSilicon, pages: set[int]) -> None:
         # RAM is a multiple of 2 MiB, and starts at one.
         for region in range(ram.start, ram.stop, HUGE_PAGE_SIZE):
             if region // HUGE_PAGE_SIZE not in regions_of_plan:
-                state = RmpUpdate(
-                    assigned=True,
-                    page_size=PageSize.SIZE_2M,
-                    gpa=Gpa(region),
-                    asid=GUEST_ASID,
-                )
-                _assign(silicon, region, state)
+                _assign(silicon, region, _private(region, PageSize.SIZE_2M))
                 continue
             for gpa in range(region, region + HUGE_PAGE_SIZE, PAGE_SIZE):
                 if gpa >> PAGE_SHIFT not in pages:
-                    _assign(silicon, gpa, RmpUpdate(assigned=True, gpa=Gpa(gpa), asid=GUEST_ASID))
+                    _assign(silicon, gpa, _private(gpa, PageSize.SIZE_4K))
+
+
+def assign_again(silicon: HostSilicon, ranges: Iterable[range]) -> None:
+    """Give all RAM in `ranges` (bytes, whole 2 MiB) that is not assigned back to the guest.
+
+    What it shared becomes private again, and is not validated.
+
+    Raises LaunchError: the RMP refuses.
+    """
+    rmp = silicon.rmp
+    for pages in ranges:
+        for region in range(pages.start, pages.stop, HUGE_PAGE_SIZE):
+            if rmp.hypervisor_owned(region, PageSize.SIZE_2M):
+                _assign(silicon, region, _private(region, PageSize.SIZE_2M))
+                continue
+            entry = rmp.lookup(region)
+            if entry is not None and entry.assigned and entry.page_size is PageSize.SIZE_2M:
+                continue
+            for gpa in range(region, region + HUGE_PAGE_SIZE, PAGE_SIZE):
+                if not rmp.assigned(gpa >> PAGE_SHIFT):
+                    _assign(silicon, gpa, _private(gpa, PageSize.SIZE_4K))
+
+
+def _private(gpa: int, page_size: PageSize) -> RmpUpdate:
+    return RmpUpdate(assigned=True, page_size=page_size, gpa=Gpa(gpa), asid=GUEST_ASID)
 
 
 def _assign(silicon: HostSilicon, gpa: int, state: RmpUpdate) -> None:

@@ -9,13 +9,14 @@ debug console of OVMF; 0x64 takes the keyboard controller's reset command alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from svsmd.host.acpi_pm import AcpiPm
 from svsmd.host.acpi_tables import TIMER_GSI
 from svsmd.host.dma import Dma
+from svsmd.host.fw_cfg import FwCfg
 from svsmd.host.guest_request import HostPage
 from svsmd.host.ioapic import IoApic
 from svsmd.host.local_apic import ApicBus, LocalApic
@@ -118,6 +119,10 @@ class Platform:
         `host_page` is how they reach memory (`svsmd.host.silicon_port.HostSilicon.host_page`).
         """
         fill_slots(self.mmio, self.ioapic, Dma(host_page), disks, entropy)
+
+    def attach_fw_cfg(self, host_page: HostPage, files: Mapping[str, bytes]) -> None:
+        """Puts fw_cfg at its ports, with these files. Raises ValueError as `FwCfg` does."""
+        FwCfg(files, Dma(host_page)).attach(self.ports)
 
     def _local_apic(self, index: int, now: Callable[[], int], bus: ApicBus) -> LocalApic:
         boot_cpu = index == 0

@@ -186,6 +186,20 @@ class Vcpu:
             self.vmpl = self._start_next
             self._start_next = None
 
+    def take_over(self, old: Vcpu) -> None:
+        """Go on where `old` was, without its guest: its VMPL0 finds that out by RUN_VMPL.
+
+        Only for a guest that runs below VMPL0.
+        """
+        for world in old.worlds:
+            if world.takes_interrupts or world.vmpl != Vmpl.VMPL0:
+                self._release(world.vmcb)
+            else:
+                self._worlds[world.vmpl] = world
+                if self.index == 0 and world.activity is Activity.HALTED:
+                    world.activity = Activity.RUNNABLE
+        self.vmpl = Vmpl.VMPL0
+
     def init(self) -> None:
         """INIT arrived: start over with the VMSAs that were registered for it."""
         for vmpl, vmsa_spa in sorted(self._vmsa_on_init.items()):

@@ -93,7 +93,10 @@ def test_host_that_refuses_to_run_the_guest_is_waited_for(machine: FakeVmpl0) ->
     machine.answer = lambda request: ghcb_msr.run_vmpl_response(7) if request == RUN_GUEST else None
     assert machine.run(0) == "guest"
     assert machine.run(0) == "halt"
-    assert "refuses RUN_VMPL: 0x7" in machine.core.log.lines[-1]
+    assert "refuses RUN_VMPL: 0x7" in list(machine.core.log.lines)[-2]
+    assert (
+        machine.core.log.lines[-1] == "no restart: the host has no fw_cfg, or it refuses its data"
+    )
 
 
 def test_guest_cannot_run_while_its_call_is_served(machine: FakeVmpl0) -> None:

@@ -7,12 +7,19 @@ import dataclasses
 
 import pytest
 
-from svsmd.host.launch import LaunchError, LaunchPlan, LaunchRange, LaunchVmsa, launch
+from svsmd.host.launch import (
+    LaunchError,
+    LaunchPlan,
+    LaunchRange,
+    LaunchVmsa,
+    assign_again,
+    launch,
+)
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.guest_context import GuestState
 from svsmd.snp.launch_digest import LaunchDigest, PageType
-from svsmd.snp.rmp import Perm
-from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize
+from svsmd.snp.rmp import Perm, RmpReturn, RmpUpdate
+from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa
 from svsmd.snp.vmsa import Vmsa
 from tests.fake_silicon import MEMORY_SIZE, FakeSilicon, huge
 
@@ -120,3 +127,24 @@ def test_a_large_range_has_large_pages_and_the_same_digest() -> None:
 def test_a_plan_that_cannot_be_launched_says_why(plan: LaunchPlan, words: str) -> None:
     with pytest.raises(LaunchError, match=words):
         launch(FakeSilicon(), plan)
+
+
+def test_what_was_shared_is_assigned_again_and_nothing_else_changes() -> None:
+    silicon = FakeSilicon()
+    launch(silicon, PLAN)
+    shared, kept = (Gpa(huge(1)), PageSize.SIZE_2M), (Gpa(huge(5)), PageSize.SIZE_2M)
+    small = Gpa(huge(2) + 7 * PAGE_SIZE)
+    assert silicon.rmp.psmash(Spa(huge(2))) is RmpReturn.SUCCESS
+    for gpa, size in (shared, kept, (small, PageSize.SIZE_4K)):
+        assert silicon.rmp.rmpupdate(Spa(gpa), RmpUpdate(page_size=size)) is RmpReturn.SUCCESS
+    assign_again(silicon, [range(huge(5)), range(huge(5), huge(5))])
+    for gpa, size in (shared, (small, PageSize.SIZE_4K)):
+        entry = silicon.rmp.lookup(gpa)
+        assert entry is not None
+        assert (entry.assigned, entry.validated, entry.page_size) == (True, False, size)
+    measured = silicon.rmp.lookup(page(0))
+    assert measured is not None
+    assert measured.validated
+    outside = silicon.rmp.lookup(kept[0])
+    assert outside is not None
+    assert not outside.assigned

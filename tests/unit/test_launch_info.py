@@ -41,7 +41,7 @@ INFO = LaunchInfo(
     ram=(RamRange(Gpa(0), 0x2000_0000), RamRange(Gpa(1 << 32), 0x4000_0000)),
     validated=(
         ValidatedRange(BASE, 16, LaunchRangeFlags.SVSM),
-        ValidatedRange(Gpa(0x20_0000), 128),
+        ValidatedRange(Gpa(0x20_0000), 128, sha256=bytes(range(32))),
     ),
 )
 
@@ -56,8 +56,8 @@ def test_round_trip() -> None:
     ("offset", "layout", "value"),
     [
         (0x00, "<8s", b"SVSMDLI1"),
-        (0x08, "<I", 1),
-        (0x0C, "<I", 0x218),
+        (0x08, "<I", 2),
+        (0x0C, "<I", 0x418),
         (0x10, "<I", 39),
         (0x14, "<I", 2),
         (0x18, "<I", 4),
@@ -73,6 +73,9 @@ def test_round_trip() -> None:
         (0x118, "<Q", BASE),
         (0x120, "<I", 16),
         (0x124, "<I", 1),
+        (0x128, "<32s", bytes(32)),
+        (0x148, "<Q", 0x20_0000),
+        (0x158, "<32s", bytes(range(32))),
     ],
 )
 def test_offsets(offset: int, layout: str, value: int | bytes) -> None:
@@ -112,8 +115,8 @@ def test_c_side_has_the_same_layout(tmp_path: Path) -> None:
     ("offset", "layout", "value"),
     [
         (0x00, "<Q", 0),
-        (0x08, "<I", 2),
-        (0x0C, "<I", 0x217),
+        (0x08, "<I", 1),
+        (0x0C, "<I", 0x417),
         (0x10, "<I", 31),
         (0x10, "<I", 52),
         (0x14, "<I", 0),
@@ -133,7 +136,7 @@ def test_c_side_has_the_same_layout(tmp_path: Path) -> None:
         (0x120, "<I", 0),
         (0x120, "<I", 0xFFFF_FFFF),
         (0x124, "<I", 2),
-        (0x138, "<Q", 1),
+        (0x178, "<Q", 1),
         (0xFF8, "<Q", 1),
     ],
 )

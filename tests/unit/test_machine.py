@@ -3,6 +3,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -157,6 +158,33 @@ def test_reboot_restarts() -> None:
     assert driver.console.count(b"svsmd demo guest") == 1
     assert target.clock_now > before
     assert target.launch_digest == digest
+
+
+def test_the_svsm_stays_when_its_guest_resets_the_machine() -> None:
+    driver = Driver(machine(cpus=3))
+    driver.run(PROMPT)
+    target = driver.machine
+    core, digest, silicon = target.core, target.launch_digest, target.silicon
+    for count in (1, 2):
+        before = target.clock_now
+        driver.type("reboot")
+        assert target.clock_now > before
+        assert f"restart {count}\n".encode() in driver.svsm
+    assert (target.core, target.launch_digest, target.silicon) == (core, digest, silicon)
+    # All vCPUs of the new guest come up.
+    driver.type("selftest", b" failed")
+    assert b" 0 failed" in driver.console
+
+
+def test_another_payload_is_not_started_again() -> None:
+    driver = Driver(machine())
+    driver.run(PROMPT)
+    payload = driver.machine._payload
+    driver.machine._payload = replace(payload, append="other words")
+    end = driver.type("reboot")
+    assert end.exit_code == ExitCode.GUEST_CRASHED
+    assert "the SVSM asked to be terminated: reason set 2, code 0x2" in end.reason
+    assert b"are not those of the launch" in driver.svsm
 
 
 def test_reboot_can_be_the_end() -> None:

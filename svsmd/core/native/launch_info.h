@@ -16,7 +16,7 @@
 
 #include "layout.h"
 
-#define LAUNCH_INFO_VERSION 1
+#define LAUNCH_INFO_VERSION 2
 #define LAUNCH_INFO_CBIT 0x10 /* offset of `cbit`, for assembly */
 #define LAUNCH_INFO_MAX_RAM_RANGES 8
 #define LAUNCH_INFO_MAX_VALIDATED 16
@@ -39,6 +39,7 @@ struct launch_validated_range {
 	uint64_t gpa; /* page aligned */
 	uint32_t npages; /* 4 KiB pages */
 	uint32_t flags; /* LAUNCH_RANGE_* */
+	uint8_t sha256[32]; /* of their bytes, if they are the guest's: what a restart must find */
 };
 
 /* Where the payload starts: 64-bit mode, CPL 0, flat segments out of its own boot GDT. */
@@ -80,6 +81,6 @@ _Static_assert(offsetof(struct launch_info, svsm_base) == 0x20, "layout");
 _Static_assert(offsetof(struct launch_info, entry) == 0x60, "layout");
 _Static_assert(offsetof(struct launch_info, ram) == 0x90, "layout");
 _Static_assert(offsetof(struct launch_info, validated) == 0x118, "layout");
-_Static_assert(sizeof(struct launch_info) == 0x218, "layout");
+_Static_assert(sizeof(struct launch_info) == 0x418, "layout");
 #endif
 #endif
