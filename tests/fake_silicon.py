@@ -118,13 +118,13 @@ class Rig:
 
     def __init__(
         self, *, ncpus: int = 1, certificates: bytes = b"", time_slice: int = 1000,
-        native: bool = False,
+        native: bool = False, rtc_epoch: int = 0,
     ) -> None:  # fmt: skip
         self.silicon = FakeSilicon(native=native)
         self.console = bytearray()
         self.debug = bytearray()
         self.platform = Platform(
-            PlatformConfig(ncpus=ncpus),
+            PlatformConfig(ncpus=ncpus, rtc_epoch=rtc_epoch),
             lambda: self.silicon.clock.now,
             self.console.extend,
             self.debug.extend,

@@ -18,6 +18,7 @@ from svsmd.host.ap_creation import ApCreation
 from svsmd.host.ghcb_exits import GhcbExits, GhcbServices
 from svsmd.host.ghcb_msr_exits import GhcbMsrExits
 from svsmd.host.guest_request import GuestRequests
+from svsmd.host.kvmclock import KvmClock
 from svsmd.host.outcome import (
     AllHalted,
     Continue,
@@ -83,6 +84,9 @@ class Hypervisor:
         self.vcpus: Final = tuple(
             Vcpu(index, apic.apic_id, apic, config.guest_vmpl, silicon.forget)
             for index, apic in enumerate(platform.apics)
+        )
+        self._kvmclock: Final = KvmClock(
+            platform.msrs, platform.rtc_epoch, lambda: silicon.clock.now, silicon.host_page
         )
         self._scheduler: Final = Scheduler(self.vcpus, config.time_slice)
         self._page_state: Final = PageStateChange(silicon.rmp)
@@ -252,6 +256,7 @@ class Hypervisor:
     def _init(self, index: int) -> None:
         """An INIT for a vCPU arrived at its local APIC."""
         self.vcpus[index].init()
+        self._kvmclock.reset(index)
 
     def _startup(self, index: int) -> None:
         """A SIPI for a vCPU arrived: it ends a reset hold, and means nothing otherwise.

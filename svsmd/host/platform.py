@@ -72,6 +72,8 @@ class Platform:
         on_console: Callable[[bytes], None],
         on_debug: Callable[[bytes], None],
     ) -> None:
+        # Fixed configuration.
+        self.rtc_epoch: Final = config.rtc_epoch
         # Runtime glue.
         self._on_debug: Final = on_debug
         self.timers: Final = TimerQueue()

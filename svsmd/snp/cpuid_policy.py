@@ -156,6 +156,10 @@ class HypervisorFeature(IntFlag):
     """CPUID 4000_0001:EAX, the paravirtual features of the announced hypervisor."""
 
     NOP_IO_DELAY = 1 << 1
+    CLOCKSOURCE2 = 1 << 3
+    """kvmclock, at its newer MSRs."""
+    CLOCKSOURCE_STABLE = 1 << 24
+    """kvmclock says itself whether the clocks of all vCPUs are one."""
 
 
 class AdvancedPowerEdx(IntFlag):
@@ -302,7 +306,11 @@ _LEAVES: Final[dict[tuple[int, int], CpuidResult]] = {
     (CpuidLeaf.HYPERVISOR_VENDOR, 0): CpuidResult(
         CpuidLeaf.HYPERVISOR_FEATURES, *struct.unpack("<III", HYPERVISOR_SIGNATURE)
     ),
-    (CpuidLeaf.HYPERVISOR_FEATURES, 0): CpuidResult(eax=HypervisorFeature.NOP_IO_DELAY),
+    (CpuidLeaf.HYPERVISOR_FEATURES, 0): CpuidResult(
+        HypervisorFeature.NOP_IO_DELAY
+        | HypervisorFeature.CLOCKSOURCE2
+        | HypervisorFeature.CLOCKSOURCE_STABLE
+    ),
     (CpuidLeaf.EXTENDED_VENDOR, 0): CpuidResult(
         CpuidLeaf.SECURE_ENCRYPTION, _VENDOR_EBX, _VENDOR_ECX, _VENDOR_EDX
     ),

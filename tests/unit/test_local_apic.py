@@ -328,6 +328,6 @@ def test_msr_policy_of_other_msrs():
     assert (smp.rd(0xC0011029, 0), smp.rd(0xC0011029, 1)) == (0x1234, 2)
     assert not smp.wr(0xFE, 0)
     assert smp.rd(0x200) == 0
-    for unknown in (0x4B564D00, 0xC0010131, 0x12345678):
+    for unknown in (0x4B564D02, 0xC0010131, 0x12345678):
         assert smp.rd(unknown) is None
         assert not smp.wr(unknown, 0)

@@ -11,6 +11,7 @@ import pytest
 
 from svsmd.config import MIB, MachineConfig, OnReboot
 from svsmd.errors import ExitCode, UserError
+from svsmd.host.kvmclock import KVM_SYSTEM_TIME_NEW_MSR
 from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import Ended, Idle, Stopped
 
@@ -154,10 +155,12 @@ def test_reboot_restarts() -> None:
     driver = Driver(target)
     driver.run(PROMPT)
     before = target.clock_now
+    assert target.platform.msrs.write(0, KVM_SYSTEM_TIME_NEW_MSR, 0x1000)
     driver.type("reboot")
     assert driver.console.count(b"svsmd demo guest") == 1
     assert target.clock_now > before
     assert target.launch_digest == digest
+    assert target.platform.msrs.read(0, KVM_SYSTEM_TIME_NEW_MSR) == 0
 
 
 def test_the_svsm_stays_when_its_guest_resets_the_machine() -> None:
