@@ -107,7 +107,8 @@ LIBRARIES: Final = {
     "accel": ROOT / "svsmd" / "snp" / "native" / "accel.c",
     "port_cells": ROOT / "svsmd" / "host" / "native" / "port_cells.c",
 }
-"""Native twins of hot paths: target and source; the library lies beside its source."""
+"""Native twins of hot paths: target, and the first of the sources in a directory of its own; the
+library has its name, and lies beside it."""
 TARGETS: Final = (*(image.name for image in IMAGES), *LIBRARIES)
 
 
@@ -167,14 +168,19 @@ def build_image(image: Image, compiler: Sequence[str], output: Path | None = Non
     return target
 
 
+def library_sources(source: Path) -> list[Path]:
+    """All that is compiled into the library of which this is the first source."""
+    return [source, *sorted(path for path in source.parent.glob("*.c") if path != source)]
+
+
 def build_library(source: Path, compiler: Sequence[str], output: Path | None = None) -> Path:
     """Compile a native library; returns its path (default: beside its source)."""
     target = output or source.with_suffix(".so")
     with tempfile.TemporaryDirectory(prefix="svsmd-build-") as scratch:
         made = Path(scratch) / target.name
         flags = ("-O2", "-shared", "-fPIC", "-Wall", "-Wextra", f"-ffile-prefix-map={ROOT}=.")
-        name = str(source.relative_to(ROOT))
-        run([*compiler, *flags, "-Wl,--build-id=none", name, "-o", str(made)])
+        names = [str(path.relative_to(ROOT)) for path in library_sources(source)]
+        run([*compiler, *flags, "-Wl,--build-id=none", *names, "-o", str(made)])
         install(made, target)
     return target
 
@@ -195,7 +201,7 @@ def build(targets: Iterable[str] = TARGETS, cc: str | None = None) -> list[Path]
         if image.name in wanted and not is_current(image.output, image.inputs()):
             made.append(build_image(image, find_compiler(cc)))
     for name, source in LIBRARIES.items():
-        inputs = [source, *source.parent.glob("*.h")]
+        inputs = [*library_sources(source), *source.parent.glob("*.h")]
         if name in wanted and not is_current(source.with_suffix(".so"), inputs):
             made.append(build_library(source, find_compiler(cc)))
     return made

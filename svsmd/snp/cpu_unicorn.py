@@ -41,6 +41,7 @@ from svsmd.snp.engine_layout import (
     LayoutProbe,
     VmrunMarks,
 )
+from svsmd.snp.engine_regions import HostMemory
 from svsmd.snp.memory import GuestMemory
 from svsmd.snp.native_callbacks import NativeCallbacks, native_library
 from svsmd.snp.nested_paging import NestedTables
@@ -145,7 +146,10 @@ class UnicornCpu:
         self.layout = self._enter_guest_mode()
         self._views()
         exit_info_2 = address_of(self._exit_info_2)
-        self._engine = self.engine_class(uc, self._lib, memory, self.layout, exit_info_2)
+        self._engine = self.engine_class(
+            uc, self._lib, memory, HostMemory(HOST_BASE, _HOST_SIZE, host_address), self.layout,
+            exit_info_2,
+        )  # fmt: skip
         self._callbacks = self._install(Callbacks(callbacks))
         self.shared = self._callbacks.state
         self.assigned = self._callbacks.assigned

@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import Any, Final, Protocol
 
 from svsmd.snp.engine_layout import EngineLayout, EngineMismatch
+from svsmd.snp.engine_regions import HostMemory
 from svsmd.snp.memory import GuestMemory
 from svsmd.snp.types import PAGE_SIZE
 
@@ -144,13 +145,21 @@ class Engine:
     Args:
         uc: the engine, in guest mode.
         lib: its library.
+        host_memory: where its VMCB and the nested tables are.
         exit_info_2: host address of EXITINFO2 in its VMCB.
     """
 
     def __init__(
-        self, uc: Any, lib: Any, memory: GuestMemory, layout: EngineLayout, exit_info_2: int
+        self,
+        uc: Any,
+        lib: Any,
+        memory: GuestMemory,
+        host_memory: HostMemory,
+        layout: EngineLayout,
+        exit_info_2: int,
     ) -> None:
         self.memory = memory
+        self.host_memory = host_memory
         self.layout = layout
         self.exit_info_2 = exit_info_2
         self.lib = lib
@@ -173,7 +182,12 @@ class Engine:
 
     def internal(self, name: str) -> Any:
         """A function of the engine that its public interface does not offer."""
-        return getattr(self._internals, f"{name}_x86_64")
+        return getattr(self._internals, self.symbol(name).decode())
+
+    @staticmethod
+    def symbol(name: str) -> bytes:
+        """What a function of the engine is called in its library."""
+        return f"{name}_x86_64".encode()
 
     def hook(
         self, kind: int, function: Any, user: Any, *extra: Any, begin: int = 1, end: int = 0

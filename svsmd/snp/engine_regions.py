@@ -38,17 +38,31 @@ class _MemoryRegion(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class RamRegion:
+class HostMemory:
+    """Memory of the engine that no guest reaches.
+
+    Attributes:
+        start: its address in the engine's physical memory.
+        size: in bytes.
+        host: its address in this process.
+    """
+
+    start: int
+    size: int
+    host: int
+
+
+@dataclass(frozen=True, slots=True)
+class RamRegion(HostMemory):
     """One range of RAM.
 
     Attributes:
         start: GPA of its first byte.
         size: in bytes.
-        address: host address of the engine's record of it.
+        host: its address in this process.
+        address: where the engine's record of it is in this process.
     """
 
-    start: int
-    size: int
     address: int
 
     def never_dirty(self) -> ctypes.Structure:
@@ -80,7 +94,9 @@ def ram_regions(engine: Engine) -> list[RamRegion]:
         seen = (found.ram, found.terminates, found.enabled, found.priority, found.uc, found.end)
         if seen != (1, 1, 1, 0, engine.address, span.stop):
             raise EngineMismatch("the engine's record of RAM is not in the form that it must be in")
-        regions.append(RamRegion(span.start, len(span), address))
+        memory = engine.memory
+        host = memory.address + memory.offset_of(span.start)
+        regions.append(RamRegion(span.start, len(span), host, address))
     return regions
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -46,6 +47,13 @@ _FUNCTIONS: Final = (
 )  # fmt: skip
 """Functions of the engine that native code calls."""
 
+
+_REPLACED: Final = (
+    ("find_memory_mapping", "svsmd_find_region"),
+    ("x86_ldq_phys", "svsmd_load_physical"),
+    ("tlb_reset_dirty_by_vaddr", "svsmd_mark"),
+)
+"""Functions of the engine, and those of native code that take their place."""
 
 _CODE_PAGE_BYTES: Final = 16
 """struct code_page of native/accel.c."""
@@ -116,7 +124,7 @@ class NativeCallbacks(EngineCallbacks):
             (ucc.UC_HOOK_INSN, library.svsmd_on_syscall, (ctypes.c_int(x86.UC_X86_INS_SYSCALL),)),
         ):
             engine.hook(kind, function, self._user, *extra)
-        self._replace_region_search()
+        self._replace_functions()
 
     def _fill(self, shared: _Shared) -> None:
         engine, layout = self._engine, self._engine.layout
@@ -147,22 +155,35 @@ class NativeCallbacks(EngineCallbacks):
         shared.exit_info_2 = engine.exit_info_2
         shared.interrupt_request = layout.cpu + layout.interrupt_request
 
-    def _replace_region_search(self) -> None:
-        """Lets svsmd_find_region() answer where the engine would search its memory tree."""
-        engine = self._engine
+    def _replace_functions(self) -> None:
+        """Has the engine call some functions of native/accel.c instead of its own."""
+        engine, library = self._engine, self._library
         regions = ram_regions(engine)
         self._with_code = [region.never_dirty() for region in regions]
         rows = [
             value
             for region, copy in zip(regions, self._with_code, strict=True)
-            for value in (region.start, region.size, region.address, ctypes.addressof(copy))
-        ]
+            for value in (
+                region.start, region.size, region.host, region.address, ctypes.addressof(copy),
+            )
+        ]  # fmt: skip
+        private = engine.host_memory
+        rows += [private.start, private.size, private.host, 0, 0]
         table = (ctypes.c_uint64 * len(rows))(*rows)
+        own = (ctypes.c_void_p * len(_REPLACED))(
+            *(ctypes.cast(engine.internal(name), ctypes.c_void_p).value for name, _ in _REPLACED)
+        )
         handle = ctypes.c_void_p(engine.address)
-        search = engine.internal("find_memory_mapping")
-        if not self._library.svsmd_set_regions(handle, self._user, search, table, len(regions)):
-            raise EngineMismatch(f"RAM has {len(regions)} regions")
-        replace_search(engine, self._library.svsmd_find_region)
+        count = len(regions) + 1
+        if not library.svsmd_add_engine(handle, self._user, own, table, count):
+            raise EngineMismatch(f"memory has {count} regions")
+        weakref.finalize(self, library.svsmd_forget_engine, handle)
+        (_, find_region), *others = _REPLACED
+        replace_search(engine, getattr(library, find_region))
+        for name, replacement in others:
+            function = getattr(library, replacement)
+            if not library.svsmd_interpose(engine.internal(name), engine.symbol(name), function):
+                raise EngineMismatch(f"the engine does not call {name} through its linkage table")
 
     def _tlb(self) -> int:
         """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""

@@ -572,89 +572,149 @@ void svsmd_on_block(uc_engine *uc, uint64_t pc, int32_t size, void *user)
 }
 
 /*
- * Which memory region an address is in. The engine asks at each access that misses its TLB and at
- * each store to a page that is marked not dirty, and walks its memory tree for the answer, which
- * never changes. Only the engine is passed to the function that takes its place, so there is one
- * record for each engine. Records are not freed: one that comes later may be at the same address.
+ * Functions of ours that the engine calls instead of its own; what they answer is the same.
+ *
+ * - Which memory region an address is in: asked at each access that misses the TLB, and at each store
+ *   to a page that is marked not dirty. The engine walks its memory tree, which never changes.
+ * - A quadword of physical memory, of which a walk of nested tables takes up to two dozens.
+ * - Marking TLB entries not dirty: the engine looks at all of them after each translation. Here
+ *   mark_page() has done it when the page first got code.
+ *
+ * They are given the engine, or its CPU, alone: there is one record for each engine, until
+ * svsmd_forget_engine().
  */
-enum { MAX_REGIONS = 4 };
+enum { MAX_REGIONS = 5 };
 
 struct region {
 	uint64_t start, size;
-	void *region;
+	uint8_t *host;
+	void *region;    /* the engine's record, NULL for memory that no guest reaches */
 	void *with_code; /* the same, for pages with code: never marked dirty */
 };
 
-struct regions {
+struct engine {
 	uc_engine *uc;
 	struct shared *shared;
-	void *(*search)(uc_engine *uc, uint64_t address); /* the engine's own function */
+	void *cpu;
 	unsigned count;
-	struct region regions[MAX_REGIONS]; /* in the order in which they lie in RAM */
-	struct regions *next;
+	struct region regions[MAX_REGIONS]; /* RAM first, in the order in which it lies there */
+	struct engine *next;
 };
 
-static struct regions *all_regions;
-static struct regions *last_regions;
+static struct engine *all_engines;
+static struct engine *last_engine; /* of the last call */
 
-static struct regions *regions_of(uc_engine *uc)
+/* The engine's own functions. */
+static struct {
+	void *(*find_region)(uc_engine *uc, uint64_t address);
+	uint64_t (*load_physical)(void *cpu, uint64_t address);
+	void (*mark)(void *cpu, uint64_t start, uint64_t length);
+} own;
+
+static struct engine *engine_of_uc(const uc_engine *uc)
 {
-	struct regions *r = last_regions;
+	struct engine *e = last_engine;
 
-	if (r && r->uc == uc)
-		return r;
-	for (r = all_regions; r && r->uc != uc; r = r->next)
+	if (e && e->uc == uc)
+		return e;
+	for (e = all_engines; e && e->uc != uc; e = e->next)
 		;
-	last_regions = r;
-	return r;
+	return last_engine = e;
 }
 
-/* Returns whether it is done. */
-int svsmd_set_regions(uc_engine *uc, struct shared *s, void *(*search)(uc_engine *, uint64_t),
-		      const struct region *regions, unsigned count)
+static struct engine *engine_of_cpu(const void *cpu)
 {
-	struct regions *r = regions_of(uc);
+	struct engine *e = last_engine;
 
-	if (count > MAX_REGIONS)
-		return 0;
-	if (!r) {
-		r = calloc(1, sizeof(*r));
-		if (!r)
-			return 0;
-		r->uc = uc;
-		r->next = all_regions;
-		all_regions = r;
+	if (e && e->cpu == cpu)
+		return e;
+	for (e = all_engines; e && e->cpu != cpu; e = e->next)
+		;
+	return last_engine = e;
+}
+
+void svsmd_forget_engine(uc_engine *uc)
+{
+	struct engine **at = &all_engines, *e;
+
+	last_engine = NULL;
+	while ((e = *at)) {
+		if (e->uc == uc) {
+			*at = e->next;
+			free(e);
+		} else {
+			at = &e->next;
+		}
 	}
-	r->shared = s;
-	r->search = search;
-	memcpy(r->regions, regions, count * sizeof(*regions));
-	r->count = count;
+}
+
+/* `functions` are those that `own` keeps, in its order. Returns whether it is done. */
+int svsmd_add_engine(uc_engine *uc, struct shared *s, void *const functions[3],
+		     const struct region *regions, unsigned count)
+{
+	struct engine *e;
+
+	if (count > MAX_REGIONS || !(e = calloc(1, sizeof(*e))))
+		return 0;
+	svsmd_forget_engine(uc);
+	memcpy(&own, functions, sizeof(own));
+	e->uc = uc;
+	e->shared = s;
+	e->cpu = s->cpu;
+	memcpy(e->regions, regions, count * sizeof(*regions));
+	e->count = count;
+	e->next = all_engines;
+	all_engines = e;
 	return 1;
 }
 
 void *svsmd_find_region(uc_engine *uc, uint64_t address)
 {
-	const struct regions *r = regions_of(uc);
-	struct shared *s = r->shared;
+	const struct engine *e = engine_of_uc(uc);
 	uint64_t ram = 0;
 	unsigned i;
 
-	for (i = 0; i < r->count; i++) {
-		const struct region *it = r->regions + i;
+	for (i = 0; e && i < e->count && e->regions[i].region; i++) {
+		const struct region *it = e->regions + i;
 
 		if (address - it->start < it->size) {
 			uint64_t page = (ram + address - it->start) >> 12;
 
-			if (s->has_code[page]) {
-				count_access(s, page);
+			if (e->shared->has_code[page]) {
+				count_access(e->shared, page);
 				return it->with_code;
 			}
-			unmark(s, address);
+			unmark(e->shared, address);
 			return it->region;
 		}
 		ram += it->size;
 	}
-	return r->search(uc, address);
+	return own.find_region(uc, address);
+}
+
+uint64_t svsmd_load_physical(void *cpu, uint64_t address)
+{
+	const struct engine *e = engine_of_cpu(cpu);
+	unsigned i;
+
+	for (i = 0; e && i < e->count; i++) {
+		const struct region *it = e->regions + i;
+		uint64_t offset = address - it->start;
+
+		if (offset < it->size && it->size - offset >= sizeof(uint64_t)) {
+			uint64_t value;
+
+			memcpy(&value, it->host + offset, sizeof(value));
+			return value;
+		}
+	}
+	return own.load_physical(cpu, address);
+}
+
+void svsmd_mark(void *cpu, uint64_t start, uint64_t length)
+{
+	if (!engine_of_cpu(cpu))
+		own.mark(cpu, start, length);
 }
 
 /* Signed LEB128, as the translator writes its instruction records. */
