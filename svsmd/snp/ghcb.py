@@ -197,11 +197,15 @@ class Ghcb(PageView):
         self.valid_bitmap = bytes(16)
 
     def check_header(self) -> None:
-        """Raise `GhcbInputError` unless usage and version are ones that this machine speaks."""
+        """Raise `GhcbInputError` unless usage and version are ones that this machine speaks.
+
+        A page without a version passes: with such a one Linux' decompressor asks to be terminated,
+        and real hypervisors do not look at the version.
+        """
         if self.ghcb_usage != GHCB_USAGE_STANDARD:
             raise GhcbInputError(GhcbError.INVALID_USAGE, f"GHCB usage {self.ghcb_usage:#x}")
         version = self.protocol_version
-        if not GHCB_VERSION_MIN <= version <= GHCB_VERSION_MAX:
+        if version > GHCB_VERSION_MAX:
             raise GhcbInputError(GhcbError.INVALID_INPUT, f"GHCB protocol version {version}")
 
     def set_request(self, code: int, info_1: int = 0, info_2: int = 0) -> None:

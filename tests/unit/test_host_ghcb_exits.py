@@ -385,6 +385,15 @@ def test_events_that_are_not_offered(rig: Rig, code: int) -> None:
     assert rig.ghcb_exit(code) == malformed(GhcbError.INVALID_EVENT)
 
 
+def test_terminate_without_a_version(rig: Rig) -> None:
+    """Linux' decompressor gives up so, when it meets an SEV feature that it does not know."""
+    rig.register_ghcb()
+    rig.ghcb.set_request(GhcbExit.TERMINATE, 0x20, 1 << 11)
+    rig.ghcb.protocol_version = 0
+    rig.msr_exit(GHCB_GPA)
+    assert rig.hypervisor.step(1 << 40) == Terminated(0, 2, vcpu=0, vmpl=2)
+
+
 def test_terminate(rig: Rig) -> None:
     rig.ghcb_exit(GhcbExit.TERMINATE, 0x231)
     assert rig.hypervisor.step(1 << 40) == Terminated(1, 0x23, vcpu=0, vmpl=2)
