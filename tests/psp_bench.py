@@ -58,9 +58,10 @@ class Bench:
         policy: int = DEFAULT_POLICY,
         contents: bytes = b"",
         host_data: bytes = b"h" * 32,
+        desired_tsc_khz: int = 0,
     ) -> SecretsPage:
         """Launch a guest of one page of data, if any, and the secrets page."""
-        assert self.psp.launch_start(policy) is SUCCESS
+        assert self.psp.launch_start(policy, desired_tsc_khz=desired_tsc_khz) is SUCCESS
         if contents:
             assert self.add(DATA, PageType.NORMAL, contents) is SUCCESS
         assert self.add(SECRETS, PageType.SECRETS) is SUCCESS

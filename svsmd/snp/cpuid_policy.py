@@ -175,6 +175,7 @@ class SecureEncryptionEax(IntFlag):
     SEV_ES = 1 << 3
     SEV_SNP = 1 << 4
     VMPL = 1 << 5
+    SECURE_TSC = 1 << 8
     SVSM = 1 << 28
 
 
@@ -345,7 +346,8 @@ _LEAVES: Final[dict[tuple[int, int], CpuidResult]] = {
         SecureEncryptionEax.SEV
         | SecureEncryptionEax.SEV_ES
         | SecureEncryptionEax.SEV_SNP
-        | SecureEncryptionEax.VMPL,
+        | SecureEncryptionEax.VMPL
+        | SecureEncryptionEax.SECURE_TSC,
         SecureEncryptionEbx.of(
             C_BIT_POSITION=C_BIT_POSITION,
             PHYS_ADDR_REDUCTION=PHYSICAL_ADDRESS_BITS - C_BIT_POSITION,

@@ -105,6 +105,7 @@ class EngineState(Protocol):
         io_port, io_size: of the IN or OUT that is an exit VC.
         fast: events that need no decision may be served without the exit handler.
         rdtsc_exits: RDTSC is a #VC.
+        tsc_scale, tsc_offset: what RDTSC makes of `ticks` (svsmd/snp/secure_tsc.py).
         v_irq: vector that waits for the interrupt window, or -1.
         insn_length: bytes of the instruction that the last exit names.
         ghcb_msr: C001_0130.
@@ -130,6 +131,8 @@ class EngineState(Protocol):
     io_size: int
     fast: int
     rdtsc_exits: int
+    tsc_scale: int
+    tsc_offset: int
     v_irq: int
     insn_length: int
     ghcb_msr: int

@@ -51,6 +51,7 @@ class GuestContext:
 
     Attributes:
         gosvw: the workarounds that a guest OS sees, 16 bytes.
+        desired_tsc_khz: DESIRED_TSC_FREQ, the frequency of a Secure TSC.
         message_counts: the sequence number that the last message of each VMPCK had, its response
             included.
         vmrk: root key of the guest that is independent of the chip.
@@ -60,6 +61,7 @@ class GuestContext:
     state: GuestState = GuestState.INIT
     policy: GuestPolicy = DEFAULT_POLICY
     gosvw: bytes = bytes(GOSVW_SIZE)
+    desired_tsc_khz: int = 0
     digest: LaunchDigest = field(default_factory=LaunchDigest)
     vmpcks: list[bytes] = field(default_factory=list)
     message_counts: list[int] = field(default_factory=lambda: [0] * VMPCK_COUNT)

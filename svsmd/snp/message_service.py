@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What the security processor answers to the messages of a guest, once they are decrypted.
 
-Spec: SNP firmware ABI (56860), chapter 7: MSG_CPUID_REQ, MSG_KEY_REQ and MSG_REPORT_REQ, version 1
-of each. Deviations: no migration (MSG_EXPORT_REQ, MSG_IMPORT_REQ, MSG_ABSORB_REQ, MSG_VMRK_REQ,
-MSG_ABSORB_NOMA_REQ) and no Secure TSC (MSG_TSC_INFO_REQ): this firmware does not have these
-messages.
+Spec: SNP firmware ABI (56860), chapter 7: MSG_CPUID_REQ, MSG_KEY_REQ, MSG_REPORT_REQ and
+MSG_TSC_INFO_REQ, version 1 of each. Deviation: this firmware does not have the messages of a
+migration (MSG_EXPORT_REQ, MSG_IMPORT_REQ, MSG_ABSORB_REQ, MSG_VMRK_REQ, MSG_ABSORB_NOMA_REQ).
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from svsmd.snp.guest_message import (
     SigningKey,
 )
 from svsmd.snp.page_view import U32, U64, PageView
+from svsmd.snp.secure_tsc import TSC_INFO_REQUEST_SIZE, tsc_info_response
 from svsmd.snp.types import Vmpl
 
 NO_MIGRATION_AGENT: Final = b"\xff" * 32
@@ -89,6 +89,9 @@ class MessageService:
                 return MessageType.KEY_RSP, key.tobytes()
             case MessageType.REPORT_REQ if len(message.payload) >= ReportRequest.SIZE:
                 return MessageType.REPORT_RSP, self._report_response(context, message)
+            case MessageType.TSC_INFO_REQ if len(message.payload) >= TSC_INFO_REQUEST_SIZE:
+                info = tsc_info_response(message.payload, context.desired_tsc_khz)
+                return MessageType.TSC_INFO_RSP, info.tobytes()
             case _:
                 return None
 

@@ -27,6 +27,7 @@ from svsmd.snp.engine_callbacks import (
 )
 from svsmd.snp.engine_layout import BLOCK_HEADER, SEGMENT_STRIDE, EngineMismatch
 from svsmd.snp.engine_regions import ram_regions, replace_search
+from svsmd.snp.secure_tsc import TSC_SCALE_ONE
 from svsmd.snp.types import PAGE_SIZE
 
 _EXIT_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_uint32)
@@ -95,6 +96,7 @@ class _Shared(ctypes.Structure):
         ("raise_", ctypes.c_void_p), ("exit_handler", ctypes.c_void_p),
         ("answer", ctypes.c_void_p), ("answer_argument", ctypes.c_void_p),
         ("answered", ctypes.c_uint32), ("translated", ctypes.c_uint32),
+        ("tsc_scale", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -145,6 +147,7 @@ class NativeCallbacks(EngineCallbacks):
         shared.exit_handler = ctypes.cast(self._exit_handler, ctypes.c_void_p).value
         shared.slice_end = shared.deadline = shared.skip_breakpoint = NEVER
         shared.v_irq = -1
+        shared.tsc_scale = TSC_SCALE_ONE
         shared.fast = 1
         shared.assigned = address_of(self.assigned)
         shared.has_code = address_of(self._has_code)

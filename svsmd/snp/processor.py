@@ -45,15 +45,18 @@ from svsmd.snp.page_walk import CR0_PG, CR4_PAE, PageWalker, PagingState, Transl
 from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.rmp import Perm, Rmp
 from svsmd.snp.rmp_instructions import RmpInstructions
+from svsmd.snp.secure_tsc import TSC_SCALE_ONE, guest_tsc, guest_tsc_mhz, usable_scale
 from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PageSize
 from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmsa import SEV_STATUS_FEATURES_SHIFT, SEV_STATUS_MSR, SevFeatures, Vmsa
 from svsmd.snp.vmsa_state import CR4_OFFERED, EFER_SVME, legal_cr0, mode_flags
 
 log = logging.getLogger(__name__)
 
 MSR_EFER: Final = 0xC000_0080
+MSR_TSC: Final = 0x10
 MSR_GHCB: Final = 0xC001_0130
-MSR_SEV_STATUS: Final = 0xC001_0131
+MSR_GUEST_TSC_FREQ: Final = 0xC001_0134
 _EFER_SCE, _EFER_LME, _EFER_LMA, _EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
 _EFER_FFXSR, _EFER_LMSLE = 1 << 14, 1 << 13
 _EFER_WRITABLE: Final = _EFER_SCE | _EFER_LME | _EFER_NXE | _EFER_FFXSR | EFER_SVME
@@ -77,6 +80,9 @@ _ARITHMETIC: Final = 0x8D5
 _DB: Final = 1
 
 _NPF_W, _NPF_ID = 1 << 1, 1 << 4
+_VC_MSR: Final = 0x7C
+_SEV_ENABLED: Final = 0b11
+"""SEV_STATUS: SEV and SEV-ES."""
 
 VC_CODES: Final[dict[int, int]] = {
     EngineExit.RDPMC: 0x6F, EngineExit.CPUID: 0x72, EngineExit.MONITOR: 0x8A,
@@ -129,6 +135,7 @@ class Processor:
         self.vmcb = Vmcb(0)
         self.vmpl = 0
         self.sev_status = 0
+        self.secure_tsc = False
         self.exit: Exit | None = None
         self.gates: dict[int, Callable[[], None]] = {}
         self.write_memory_hook: Callable[[int, int], None] = lambda spa, n: None
@@ -597,25 +604,63 @@ class Processor:
     def _msr(self) -> bool:
         cpu = self.cpu
         index = cpu.regs[1] & 0xFFFF_FFFF
-        write = bool(cpu.error_code & 1)
-        value = (cpu.regs[0] & 0xFFFF_FFFF) | (cpu.regs[2] & 0xFFFF_FFFF) << 32
-        if index == MSR_GHCB:
-            if write:
-                cpu.shared.ghcb_msr = value
-            else:
-                self._return_msr(cpu.shared.ghcb_msr)
-        elif index == MSR_SEV_STATUS:
-            if write:
-                raise GuestFault(Vector.GP, 0)
-            self._return_msr(self.sev_status)
-        elif index == MSR_EFER:
-            if write:
-                self._write_efer(value)
-            else:
-                self._return_msr(cpu.word(cpu.layout.efer))
+        if cpu.error_code & 1:
+            value = (cpu.regs[0] & 0xFFFF_FFFF) | (cpu.regs[2] & 0xFFFF_FFFF) << 32
+            self._write_msr(index, value)
         else:
-            return self.vc(0x7C)
+            self._return_msr(self.read_msr(index))
         return self.retire(cpu.shared.insn_length)
+
+    def read_msr(self, index: int) -> int:
+        """RDMSR at CPL 0 of an MSR that the engine does not have itself.
+
+        Raises:
+            GuestFault: #VC, as the host intercepts it.
+        """
+        cpu = self.cpu
+        if index == MSR_GHCB:
+            return cpu.shared.ghcb_msr
+        if index == SEV_STATUS_MSR:
+            return self.sev_status
+        if index == MSR_EFER:
+            return cpu.word(cpu.layout.efer)
+        if index == MSR_TSC and self.secure_tsc:
+            return self.tsc
+        if index == MSR_GUEST_TSC_FREQ and self.secure_tsc:
+            return guest_tsc_mhz(cpu.shared.tsc_scale)
+        raise GuestFault(Vector.VC, _VC_MSR)
+
+    def _write_msr(self, index: int, value: int) -> None:
+        """WRMSR, likewise.
+
+        The host intercepts a write to the TSC even with Secure TSC, as what is read afterwards is
+        undefined (24593, 15.36.18).
+        """
+        if index == MSR_GHCB:
+            self.cpu.shared.ghcb_msr = value
+        elif index == MSR_EFER:
+            self._write_efer(value)
+        elif index == SEV_STATUS_MSR or (index == MSR_GUEST_TSC_FREQ and self.secure_tsc):
+            raise GuestFault(Vector.GP, 0)
+        else:
+            raise GuestFault(Vector.VC, _VC_MSR)
+
+    def load_sev_features(self, vmsa: Vmsa) -> None:
+        """VMRUN: SEV_STATUS, and whose the TSC is: the guest's (24593, 15.36.18), or the clock."""
+        features = vmsa.sev_features
+        self.sev_status = features << SEV_STATUS_FEATURES_SHIFT | _SEV_ENABLED
+        self.secure_tsc = bool(features & SevFeatures.SECURE_TSC)
+        shared = self.cpu.shared
+        shared.tsc_scale, shared.tsc_offset = TSC_SCALE_ONE, 0
+        if self.secure_tsc:
+            shared.tsc_scale = usable_scale(vmsa.guest_tsc_scale)
+            shared.tsc_offset = vmsa.guest_tsc_offset
+
+    @property
+    def tsc(self) -> int:
+        """What RDTSC gives."""
+        shared = self.cpu.shared
+        return guest_tsc(shared.ticks, shared.tsc_scale, shared.tsc_offset)
 
     def _return_msr(self, value: int) -> None:
         self.cpu.regs[0] = value & 0xFFFF_FFFF
@@ -736,7 +781,7 @@ class Processor:
         rdtscp = code[start : start + 2] == b"\x0f\x01"
         if self.vmcb.intercept_rdtsc:
             return self.vc(0x87 if rdtscp else 0x6E)
-        self._return_msr(self.cpu.shared.ticks)
+        self._return_msr(self.tsc)
         if rdtscp:
             self.cpu.regs[1] = self.cpu.word(self.cpu.layout.tsc_aux) & 0xFFFF_FFFF
         return self.retire(self.cpu.shared.insn_length)

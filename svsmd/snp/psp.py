@@ -46,11 +46,9 @@ from svsmd.snp.memory import GuestMemory
 from svsmd.snp.message_service import MessageService
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp
 from svsmd.snp.secrets_page import SECRETS_PAGE_VERSION, VMPCK_COUNT, VMPCK_SIZE, SecretsPage
+from svsmd.snp.secure_tsc import TSC_FACTOR, tsc_scale
 from svsmd.snp.types import PAGE_SIZE, PageSize, Spa
 from svsmd.snp.vmsa import SevFeatures, Vmsa
-
-TSC_SCALE_ONE: Final = 1 << 32
-"""GUEST_TSC_SCALE is a fixed-point number with 32 fraction bits (24593, 15.36.18)."""
 
 _SINGLE_PAGE_TYPES: Final = frozenset((PageType.VMSA, PageType.SECRETS, PageType.CPUID))
 
@@ -98,15 +96,24 @@ class SecurityProcessor:
     # Launch ----------------------------------------------------------------------------------
 
     def launch_start(
-        self, policy: int = DEFAULT_POLICY, *, gosvw: bytes = bytes(GOSVW_SIZE)
+        self,
+        policy: int = DEFAULT_POLICY,
+        *,
+        gosvw: bytes = bytes(GOSVW_SIZE),
+        desired_tsc_khz: int = 0,
     ) -> FirmwareStatus:
         """SNP_LAUNCH_START: the guest gets its keys, and pages can be added.
 
-        INVALID_GUEST_STATE: it was started before. INVALID_PARAM: `policy` has no 64 bits or
-        `gosvw`, the workarounds that a guest OS sees, no 16 bytes. POLICY_FAILURE: bit 17 is clear,
-        a newer firmware ABI or a policy bit that this processor does not know is asked for.
+        `gosvw` are the workarounds that a guest OS sees, `desired_tsc_khz` is the mean frequency of
+        the TSC of VMSAs with Secure TSC: 0 lets it stand still.
+
+        INVALID_GUEST_STATE: it was started before. INVALID_PARAM: `policy` has no 64 bits, `gosvw`
+        no 16 bytes or the frequency no 32 bits. POLICY_FAILURE: bit 17 is clear, a newer firmware
+        ABI or a policy bit that this processor does not know is asked for.
         """
         if policy < 0 or policy >> 64 or len(gosvw) != GOSVW_SIZE:
+            return FirmwareStatus.INVALID_PARAM
+        if desired_tsc_khz < 0 or desired_tsc_khz >> 32:
             return FirmwareStatus.INVALID_PARAM
         if self._context.state is not GuestState.INIT:
             return FirmwareStatus.INVALID_GUEST_STATE
@@ -122,6 +129,7 @@ class SecurityProcessor:
             state=GuestState.LAUNCH,
             policy=wanted,
             gosvw=gosvw,
+            desired_tsc_khz=desired_tsc_khz,
             vmpcks=[entropy.read(VMPCK_SIZE) for _ in range(VMPCK_COUNT)],
             report_id=entropy.read(REPORT_ID_SIZE),
             vmrk=entropy.read(VMRK_SIZE),
@@ -223,6 +231,7 @@ class SecurityProcessor:
             secrets.version = SECRETS_PAGE_VERSION
             secrets.fms = CPUID_SIGNATURE
             secrets.gosvw = self._context.gosvw
+            secrets.tsc_factor = TSC_FACTOR
             for index, key in enumerate(self._context.vmpcks):
                 secrets.set_vmpck(index, key)
         elif page_type == PageType.CPUID:
@@ -230,7 +239,7 @@ class SecurityProcessor:
         elif page_type == PageType.VMSA:
             vmsa = Vmsa(page)
             if vmsa.sev_features & SevFeatures.SECURE_TSC:
-                vmsa.guest_tsc_scale = TSC_SCALE_ONE
+                vmsa.guest_tsc_scale = tsc_scale(self._context.desired_tsc_khz)
                 vmsa.guest_tsc_offset = 0
         return FirmwareStatus.SUCCESS
 

@@ -39,6 +39,7 @@ from svsmd.snp.engine_callbacks import (
 )
 from svsmd.snp.engine_layout import JUMP_CACHE_SLOTS, NEXT_FLAGS, SEGMENT_STRIDE, jump_cache_slot
 from svsmd.snp.engine_regions import ram_regions
+from svsmd.snp.secure_tsc import TSC_SCALE_ONE
 from svsmd.snp.types import PAGE_SHIFT
 
 _BLOCK_HOOK = ctypes.CFUNCTYPE(
@@ -154,6 +155,8 @@ class _State:
     io_size: int = 0
     fast: int = 0
     rdtsc_exits: int = 0
+    tsc_scale: int = TSC_SCALE_ONE
+    tsc_offset: int = 0
     v_irq: int = -1
     insn_length: int = 0
     ghcb_msr: int = 0

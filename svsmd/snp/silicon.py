@@ -46,10 +46,8 @@ from svsmd.snp.vmsa_state import illegal_state, load, save
 log = logging.getLogger(__name__)
 
 _NEVER: Final = (1 << 64) - 1
-_SEV_STATUS_SHIFT: Final = 2
-_SEV_ENABLED: Final = 0b111 & ~0b100
 
-SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE
+SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC
 """What a VMSA may ask for."""
 
 _VMGEXIT: Final = Vmgexit()
@@ -279,7 +277,7 @@ class Silicon:
         load(cpu, vmsa)
         processor.vmcb = vmcb
         processor.vmpl = vmsa.vmpl
-        processor.sev_status = vmsa.sev_features << _SEV_STATUS_SHIFT | _SEV_ENABLED
+        processor.load_sev_features(vmsa)
         cpu.shared.previous_end = context.previous_end
         cpu.shared.previous_page = context.previous_page
         cpu.select_nested_tables(vmsa.vmpl)

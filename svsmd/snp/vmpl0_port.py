@@ -113,6 +113,10 @@ class Vmpl0Port:
         spa, gpa = self._operand(gva)
         return self._p.rmp.rmpquery(spa, gpa, Vmpl.VMPL0, target)
 
+    def rdmsr(self, index: int) -> int:
+        """RDMSR of an MSR that the processor itself answers; GuestFault (#VC) for any other."""
+        return self._p.read_msr(index)
+
     def exchange_byte(self, gva: int, value: int) -> int:
         """XCHG of one byte; returns the old one."""
         old = self.read(gva, 1)[0]

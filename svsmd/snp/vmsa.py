@@ -18,12 +18,17 @@ from svsmd.snp.bits import Bit, Bits, Register16, Register64
 from svsmd.snp.page_view import U8, U16, U32, U64, PageField, PageView, Raw, WritableBuffer
 from svsmd.snp.types import PAGE_SIZE, Vmpl
 
+SEV_STATUS_MSR: Final = 0xC001_0131
+"""Which SEV features are active, for the guest to read (24593, 15.34.10)."""
+SEV_STATUS_FEATURES_SHIFT: Final = 2
+"""SEV_FEATURES of the VMSA start at this bit; SEV and SEV-ES are below them."""
+
 XMM_COUNT: Final = 16
 XMM_SIZE: Final = 16
 
 
 class SevFeatures(IntFlag):
-    """SEV_FEATURES, offset 3B0h (24593, table B-4); SEV_STATUS shows them from its bit 2 on."""
+    """SEV_FEATURES, offset 3B0h (24593, table B-4)."""
 
     SNP_ACTIVE = 1 << 0
     VTOM = 1 << 1

@@ -21,6 +21,7 @@ from svsmd.snp.guest_message import (
     seal,
     unseal,
 )
+from svsmd.snp.secure_tsc import TscInfoResponse
 from svsmd.snp.types import PAGE_SIZE
 from tests.psp_bench import SUCCESS, Bench
 
@@ -34,6 +35,7 @@ STATUSES = {SUCCESS, FirmwareStatus.INVALID_PARAM, FirmwareStatus.INVALID_KEY}
 RESPONSE_SIZES = {
     MessageType.KEY_RSP: KeyResponse.SIZE,
     MessageType.REPORT_RSP: ReportResponse.SIZE,
+    MessageType.TSC_INFO_RSP: TscInfoResponse.SIZE,
 }
 
 U32 = st.integers(0, 5) | st.integers(0, (1 << 32) - 1)

@@ -41,6 +41,7 @@ from svsmd.snp.page_view import IntField, PageView, Raw
 from svsmd.snp.psp import SecurityProcessor
 from svsmd.snp.rmp import Rmp
 from svsmd.snp.secrets_page import SecretsPage
+from svsmd.snp.secure_tsc import TscInfoResponse
 from svsmd.snp.types import PAGE_SIZE, PageSize
 from svsmd.snp.vmsa import Segment, SegmentField, Vmsa
 
@@ -59,6 +60,7 @@ VIEWS = [
     ReportRequest,
     ReportResponse,
     AttestationReport,
+    TscInfoResponse,
 ]
 
 

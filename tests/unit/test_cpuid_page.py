@@ -75,7 +75,7 @@ def test_what_linux_needs():
 
 def test_secure_encryption():
     leaf = cpuid(0x8000_001F)
-    assert leaf.eax == 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5
+    assert leaf.eax == 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8
     assert leaf.ebx & 0x3F == C_BIT_POSITION == 39
     assert leaf.ebx >> 12 & 0xF == 4
     assert leaf.ebx >> 31 == 1
@@ -119,6 +119,7 @@ def test_index_counts_only_where_it_is_looked_at():
         (0, {"ebx": 0x756E_6547}, {"ebx": cpuid(0).ebx}),  # GenuineIntel
         (0x8000_001F, {"ebx": 51}, {"ebx": cpuid(0x8000_001F).ebx}),
         (0x8000_001F, {"eax": 0x3A | 1 << 28}, {"eax": 0x3A}),  # SVSM present
+        (0x8000_001F, {"eax": 0x13A | 1 << 9}, {"eax": 0x13A}),  # TSC_AUX virtualization
         (0x8000_0008, {"eax": 48 << 8 | 52}, {"eax": 48 << 8 | 40}),
         (0xD, {"ebx": 0x240}, {"ebx": 0}),  # no such leaf
     ],

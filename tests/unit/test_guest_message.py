@@ -30,6 +30,7 @@ from svsmd.snp.guest_message import (
     seal,
     unseal,
 )
+from svsmd.snp.secure_tsc import TSC_INFO_REQUEST_SIZE, TscInfoResponse
 from svsmd.snp.types import PAGE_SIZE
 
 DATA = Path(__file__).parent.parent / "data"
@@ -64,6 +65,16 @@ def test_report_request_layout():
         "status": (0, 4),
         "report_size": (4, 4),
         "report": (0x20, 0x4A0),
+    }
+
+
+def test_tsc_info_layout():
+    assert TSC_INFO_REQUEST_SIZE == TscInfoResponse.SIZE == 0x80
+    assert TscInfoResponse.FIELDS == {
+        "status": (0x00, 4),
+        "guest_tsc_scale": (0x08, 8),
+        "guest_tsc_offset": (0x10, 8),
+        "tsc_factor": (0x18, 4),
     }
 
 

@@ -8,9 +8,10 @@ import struct
 import pytest
 
 from svsmd.snp.exits import Cr8WriteTrap, Hlt, Intr, Npf, Shutdown, Vmgexit
-from svsmd.snp.faults import NpfError
+from svsmd.snp.faults import GuestFault, NpfError
 from svsmd.snp.types import Spa
 from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmpl0_port import Vmpl0Port
 from svsmd.snp.vmsa import Segment
 from tests.bare_machine import (
     CODE,
@@ -87,6 +88,16 @@ def test_ghcb_msr_is_the_hosts_and_the_guests():
     assert m.run("mov ecx, 0xC0010130; rdmsr; mov ebx, eax; not eax; wrmsr; hlt") == Hlt()
     assert m.vmsa.rbx == 0x5678_9ABC
     assert m.vmcb.ghcb_msr == 0x1234_A987_6543
+
+
+def test_the_port_of_vmpl0_reads_msrs_that_do_not_exit():
+    m = BareMachine(vmpl=0)
+    assert m.run("hlt") == Hlt()
+    port = Vmpl0Port(m.silicon.processor)
+    assert port.rdmsr(0xC001_0131) == 0b111
+    with pytest.raises(GuestFault) as fault:
+        port.rdmsr(0x1B)
+    assert (fault.value.vector, fault.value.error_code) == (VC, 0x7C)
 
 
 def test_sev_status_says_what_the_vmsa_has():

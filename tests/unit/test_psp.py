@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from cryptography.exceptions import InvalidSignature
 from sevsnpmeasure.gctx import GCTX
@@ -28,7 +30,12 @@ from svsmd.snp.vmsa import SevFeatures, Vmsa
 from tests.psp_bench import CPUID, DATA, SECRETS, SUCCESS, VMSA, Bench
 from tests.verifier import verify_signature
 
-SUPPORTED = (MessageType.CPUID_REQ, MessageType.KEY_REQ, MessageType.REPORT_REQ)
+SUPPORTED = (
+    MessageType.CPUID_REQ,
+    MessageType.KEY_REQ,
+    MessageType.REPORT_REQ,
+    MessageType.TSC_INFO_REQ,
+)
 HUGE = Spa(0x20_0000)
 
 
@@ -77,6 +84,8 @@ def test_policy(bench: Bench, policy: int, status: FirmwareStatus):
 
 def test_operands_of_another_length(bench: Bench):
     assert bench.psp.launch_start(gosvw=bytes(15)) is FirmwareStatus.INVALID_PARAM
+    for khz in (-1, 1 << 32):
+        assert bench.psp.launch_start(desired_tsc_khz=khz) is FirmwareStatus.INVALID_PARAM
     assert bench.psp.launch_start() is SUCCESS
     assert bench.psp.launch_finish(host_data=bytes(31)) is FirmwareStatus.INVALID_PARAM
 
@@ -213,17 +222,53 @@ def test_cpuid_page_that_claims_too_much_may_be_corrected(bench: Bench):
     assert bench.psp.launch_update(CPUID, PageType.CPUID) is SUCCESS
 
 
-def test_tsc_of_a_vmsa_is_the_processors(bench: Bench):
+def test_tsc_of_a_vmsa_is_the_processors():
     digests = []
-    for scale in (0, 5):
+    for field, khz, scale in ((0, 1_000_000, 1 << 32), (5, 2_500_000, 5 << 31), (7, 0, 0)):
         one = Bench()
         vmsa = Vmsa.reset_state(sev_features=SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC)
-        vmsa.guest_tsc_scale = scale
-        assert one.psp.launch_start() is SUCCESS
+        vmsa.guest_tsc_scale = vmsa.guest_tsc_offset = field
+        assert one.psp.launch_start(desired_tsc_khz=khz) is SUCCESS
         assert one.add(VMSA, PageType.VMSA, vmsa.tobytes()) is SUCCESS
-        assert Vmsa(one.memory.page(VMSA)).guest_tsc_scale == 1 << 32
+        launched = Vmsa(one.memory.page(VMSA))
+        assert (launched.guest_tsc_scale, launched.guest_tsc_offset) == (scale, 0)
         digests.append(one.psp.launch_digest)
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_tsc_of_a_vmsa_without_secure_tsc_stays_the_hosts(bench: Bench):
+    vmsa = Vmsa.reset_state()
+    vmsa.guest_tsc_scale = vmsa.guest_tsc_offset = 5
+    assert bench.psp.launch_start(desired_tsc_khz=1_000_000) is SUCCESS
+    assert bench.add(VMSA, PageType.VMSA, vmsa.tobytes()) is SUCCESS
+    assert bench.memory.read(VMSA, PAGE_SIZE) == vmsa.tobytes()
+
+
+@pytest.mark.parametrize("vmpck", range(4))
+@pytest.mark.parametrize(("khz", "scale"), [(0, 0), (1_000_000, 1 << 32), (2_500_000, 5 << 31)])
+def test_tsc_info(bench: Bench, khz: int, scale: int, vmpck: int):
+    secrets = bench.launch(desired_tsc_khz=khz)
+    payload, status = bench.request(MessageType.TSC_INFO_REQ, bytes(0x80), vmpck)
+    assert status is SUCCESS
+    assert payload == struct.pack("<IIQQI100x", 0, 0, scale, 0, secrets.tsc_factor)
+
+
+def test_tsc_info_request_with_reserved_bytes(bench: Bench):
+    bench.launch(desired_tsc_khz=1_000_000)
+    for at in (0, 0x7F):
+        request = bytes(at) + b"\1" + bytes(0x7F - at)
+        payload, status = bench.request(MessageType.TSC_INFO_REQ, request)
+        assert status is SUCCESS
+        assert payload == FirmwareStatus.INVALID_PARAM.to_bytes(0x80, "little")
+    # What is behind the structure is nobody's.
+    payload, status = bench.request(MessageType.TSC_INFO_REQ, bytes(0x80) + b"\1" * 16)
+    assert payload[:4] == bytes(4)
+
+
+def test_short_tsc_info_request(bench: Bench):
+    bench.launch()
+    answer = bench.request(MessageType.TSC_INFO_REQ, bytes(0x70))
+    assert answer == (b"", FirmwareStatus.INVALID_PARAM)
 
 
 def test_report(bench: Bench):

@@ -96,8 +96,10 @@ enum { RAX = 0, RCX = 1, RDX = 2, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STR
 #define HF_CS64 (1u << 15)
 #define HF_SMAP (1u << 23)
 #define INTERRUPT_VIRQ 0x100u
+#define MSR_TSC 0x10u
 #define MSR_GHCB 0xc0010130u
 #define MSR_SEV_STATUS 0xc0010131u
+#define MSR_GUEST_TSC_FREQ 0xc0010134u
 #define MSR_EFER 0xc0000080u
 /* Vectors that push an error code (24593, table 8-1): 8, 10-14, 17, 21, 29, 30. */
 #define HAS_ERROR_CODE 0x60227d00u
@@ -195,6 +197,8 @@ struct shared {
 	void *answer_argument;
 	uint32_t answered;      /* a VMGEXIT was, since Python looked */
 	uint32_t translated;    /* a block was, since the last sweep */
+	uint64_t tsc_scale;     /* RDTSC: ticks times this, less 32 bits, plus the offset */
+	uint64_t tsc_offset;
 };
 
 static inline void put64(const struct shared *s, uint32_t offset, uint64_t v)
@@ -910,7 +914,8 @@ static int serve_msr(struct shared *s, uint32_t code)
 {
 	uint32_t index = get32(s, s->regs + 8 * RCX);
 
-	if (index == MSR_SEV_STATUS || index == MSR_EFER)
+	if (index == MSR_SEV_STATUS || index == MSR_EFER || index == MSR_TSC ||
+	    index == MSR_GUEST_TSC_FREQ)
 		return 0;
 	if (index != MSR_GHCB)
 		return deliver_vc(s, code, code & 0xff);
@@ -936,6 +941,12 @@ static uint8_t code_byte(struct shared *s, uint32_t code, unsigned offset)
 	return (uint8_t)byte;
 }
 
+/* What RDTSC gives; guest_tsc() of svsmd/snp/secure_tsc.py is the same. */
+static uint64_t guest_tsc(const struct shared *s)
+{
+	return (uint64_t)((unsigned __int128)s->ticks * s->tsc_scale >> 32) + s->tsc_offset;
+}
+
 /* The engine reports RDTSCP as RDTSC; it has three bytes, 0F 01 F9. */
 static int serve_rdtsc(struct shared *s, uint32_t code)
 {
@@ -949,7 +960,7 @@ static int serve_rdtsc(struct shared *s, uint32_t code)
 	}
 	if (s->rdtsc_exits)
 		return deliver_vc(s, code, rdtscp ? VC_RDTSCP : VC_RDTSC);
-	put_edx_eax(s, s->ticks);
+	put_edx_eax(s, guest_tsc(s));
 	if (rdtscp)
 		put64(s, s->regs + 8 * RCX, get32(s, s->tsc_aux));
 	retire(s);
