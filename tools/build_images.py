@@ -95,6 +95,7 @@ IMAGES: Final = (
             "selftest_cpu.c",
             "selftest_fault.c",
             "selftest_ghcb.c",
+            "selftest_psp.c",
             "selftest_irq.c",
             "selftest_svsm.c",
             "selftest_memory.c",

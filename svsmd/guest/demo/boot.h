@@ -16,7 +16,8 @@ struct secrets_page {
 	uint32_t reserved0;
 	uint8_t gosvw[16];
 	uint8_t vmpck[4][32];
-	uint8_t guest_area[96];
+	uint32_t message_count[4]; /* the guest's own from here on, laid out as Linux does */
+	uint8_t guest_area[80];
 	uint8_t vmsa_tweak_bitmap[64];
 	uint64_t svsm_base;
 	uint64_t svsm_size;
@@ -24,7 +25,10 @@ struct secrets_page {
 	uint32_t svsm_max_version;
 	uint8_t svsm_guest_vmpl;
 	uint8_t reserved1[3];
+	uint32_t tsc_factor;
 };
+
+_Static_assert(offsetof(struct secrets_page, tsc_factor) == 0x160, "56860, secrets page format");
 
 /* CPUID page (56860, MSG_CPUID_REQ's table). */
 struct cpuid_entry {

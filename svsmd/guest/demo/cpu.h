@@ -17,6 +17,7 @@
 #define CPU_KERNEL_RSP 8
 #define CPU_USER_RSP 16
 
+#define MSR_TSC 0x10
 #define MSR_APIC_BASE 0x1b
 #define MSR_EFER 0xc0000080
 #define MSR_STAR 0xc0000081
@@ -27,6 +28,10 @@
 #define MSR_TSC_AUX 0xc0000103
 #define MSR_GHCB 0xc0010130
 #define MSR_SEV_STATUS 0xc0010131
+#define MSR_GUEST_TSC_FREQ 0xc0010134
+
+#define SEV_STATUS_SNP (1 << 2)
+#define SEV_STATUS_SECURE_TSC (1 << 11)
 
 #define EFER_SCE (1 << 0)
 #define EFER_LME (1 << 8)

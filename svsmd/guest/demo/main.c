@@ -14,9 +14,9 @@
 #include "string.h"
 #include "svsm.h"
 #include "trap.h"
+#include "tsc.h"
 #include "uart.h"
 
-#define SEV_STATUS_SNP (1 << 2)
 #define CPUID_SEV 0x8000001f /* EBX[5:0]: position of the C-bit */
 
 void __attribute__((noreturn)) demo_main(uint64_t boot_params);
@@ -49,6 +49,10 @@ void demo_main(uint64_t boot_params)
 	print("\nsvsmd demo guest at VMPL %u\n", svsm.vmpl);
 	if (svsm.present && !svsm_use_own_caa()) {
 		print("the SVSM refuses our calling area\n");
+		ghcb_terminate(GHCB_TERM_SET_GENERAL, GHCB_TERM_GENERAL);
+	}
+	if (!tsc_init()) {
+		print("the security processor does not tell us our TSC\n");
 		ghcb_terminate(GHCB_TERM_SET_GENERAL, GHCB_TERM_GENERAL);
 	}
 	memory_init();

@@ -78,11 +78,13 @@ SELFTEST(delete_bad, "vcpu.delete.bad")
 SELFTEST(vcpu_run, "vcpu.start-stop")
 {
 	uint32_t apic_id = acpi_info.apic_id[1];
-	uint64_t before;
+	uint64_t before, start;
 
 	NEED(acpi_info.cpus > 1, ONE_CPU);
 	for (unsigned int round = 0; round < 2; round++) { /* what has been stopped can be started again */
+		start = rdtsc();
 		EXPECT_EQ(smp_start(apic_id, false), SVSM_SUCCESS);
+		EXPECT(start < smp_report.tsc && smp_report.tsc < rdtsc()); /* one TSC for all */
 		EXPECT_EQ(smp_report.apic_id, apic_id);
 		if (svsm.present)
 			EXPECT_EQ(smp_report.protocol, 1UL << 32 | 1);

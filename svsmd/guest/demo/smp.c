@@ -9,6 +9,7 @@
 #include "string.h"
 #include "svsm.h"
 #include "trap.h"
+#include "tsc.h"
 
 #define AP 1 /* its index in cpus[] */
 #define AP_STACK_SIZE 0x4000
@@ -36,6 +37,8 @@
 #define VMSA_RIP 0x178
 #define VMSA_RSP 0x1d8
 #define VMSA_G_PAT 0x268
+#define VMSA_TSC_SCALE 0x2f0
+#define VMSA_TSC_OFFSET 0x2f8
 #define VMSA_RDI 0x338
 #define VMSA_SEV_FEATURES 0x3b0
 #define VMSA_XCR0 0x3e8
@@ -121,6 +124,8 @@ void smp_prepare(uint32_t apic_id)
 	put64(vmsa, VMSA_RSP, (uint64_t)ap_stack + sizeof(ap_stack));
 	put64(vmsa, VMSA_RDI, (uint64_t)cpu);
 	put64(vmsa, VMSA_G_PAT, PAT_DEFAULT);
+	put64(vmsa, VMSA_TSC_SCALE, tsc_info.scale);
+	put64(vmsa, VMSA_TSC_OFFSET, tsc_info.offset);
 	put64(vmsa, VMSA_SEV_FEATURES, rdmsr(MSR_SEV_STATUS) >> 2);
 	put64(vmsa, VMSA_XCR0, 1);
 	put32(vmsa, VMSA_MXCSR, MXCSR_DEFAULT);
@@ -221,6 +226,7 @@ void ap_main(struct cpu *cpu)
 	}
 	apic_init();
 	smp_report.apic_id = (uint32_t)rdmsr(X2APIC_ID);
+	smp_report.tsc = rdtsc();
 	if (ap_talks)
 		print("Hello from the second CPU, APIC id %x.\n", smp_report.apic_id);
 	irq_register(VECTOR_IPI, count_ipi);

@@ -12,6 +12,7 @@
 struct smp_report {
 	volatile uint64_t counter; /* it adds one again and again */
 	volatile uint64_t protocol; /* its own QUERY_PROTOCOL answer for the core protocol, by its own CAA */
+	volatile uint64_t tsc; /* when it was about to run */
 	volatile uint32_t apic_id; /* as its x2APIC has it */
 	volatile uint32_t ipis; /* interrupts with VECTOR_IPI that it has taken */
 	volatile bool running;
