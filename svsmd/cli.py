@@ -113,6 +113,11 @@ def _machine_options(command: Callable[..., int]) -> Callable[..., int]:
             help=f"VMPL of the guest: 1, 2 or 3.  [default: {DEFAULT_GUEST_VMPL}]",
         ),
         click.option("--no-svsm", is_flag=True, help="No SVSM: the guest runs at VMPL0."),
+        click.option(
+            "--secure-tsc",
+            is_flag=True,
+            help="Secure TSC: the host has no hand in the guest's TSC. Takes Linux 6.14 or newer.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -130,6 +135,7 @@ def _machine_config(
     cpus: int,
     guest_vmpl: int | None,
     no_svsm: bool,
+    secure_tsc: bool,
     disk: Sequence[DiskConfig] = (),
     seed: bytes | None = None,
     rtc: int | None = None,
@@ -166,6 +172,7 @@ def _machine_config(
         disks=tuple(disk),
         svsm=not no_svsm,
         guest_vmpl=guest_vmpl,
+        secure_tsc=secure_tsc,
         on_reboot=on_reboot,
     )
 

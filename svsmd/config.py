@@ -94,6 +94,7 @@ class MachineConfig:
         disks: at most `MAX_DISKS`, in the order in which the guest finds them.
         svsm: there is an SVSM at VMPL0; without it, the guest runs there.
         guest_vmpl: 1 to 3 under an SVSM, 0 without one.
+        secure_tsc: the guest's TSC is its own; its kernel has to know that.
         on_reboot: what a reset of the guest does.
 
     Raises:
@@ -112,6 +113,7 @@ class MachineConfig:
     disks: tuple[DiskConfig, ...] = ()
     svsm: bool = True
     guest_vmpl: int = 2
+    secure_tsc: bool = False
     on_reboot: OnReboot = OnReboot.RESTART
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ from svsmd.host.outcome import (
     Terminated,
 )
 from svsmd.host.platform import Platform, PlatformConfig
+from svsmd.host.timers import TICKS_PER_SECOND
 from svsmd.images import image_path
 from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
 from svsmd.snp.cpuid_page import CpuidPage
@@ -57,7 +58,7 @@ from svsmd.snp.entropy import EntropySource
 from svsmd.snp.launch_digest import PageType
 from svsmd.snp.silicon import GateCall, Silicon
 from svsmd.snp.types import C_BIT_POSITION, PAGE_SIZE, Gpa, Vmpl
-from svsmd.snp.vmsa import Vmsa
+from svsmd.snp.vmsa import SevFeatures, Vmsa
 from svsmd.svsm_image import SvsmImage, load_svsm_image
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,11 @@ class Machine:
         self.hypervisor = Hypervisor(
             silicon,
             self.platform,
-            HypervisorConfig(guest_vmpl=Vmpl(config.guest_vmpl), certificates=self._certificates),
+            HypervisorConfig(
+                guest_vmpl=Vmpl(config.guest_vmpl),
+                sev_features=self._sev_features,
+                certificates=self._certificates,
+            ),
         )
 
     def _certificates(self) -> bytes:
@@ -164,6 +169,19 @@ class Machine:
                 CertificateGuid.ASK: chain.ask,
                 CertificateGuid.ARK: chain.ark,
             }
+        )
+
+    @property
+    def _sev_features(self) -> SevFeatures:
+        features = SevFeatures.SNP_ACTIVE
+        return features | SevFeatures.SECURE_TSC if self.config.secure_tsc else features
+
+    def _launch_plan(self, ranges: list[LaunchRange], gpa: Gpa, vmsa: Vmsa) -> LaunchPlan:
+        """The pages in their order, then the VMSA of the boot CPU at VMPL0."""
+        return LaunchPlan(
+            tuple(ranges),
+            (LaunchVmsa(gpa, vmsa.tobytes()),),
+            desired_tsc_khz=TICKS_PER_SECOND // 1000 if self.config.secure_tsc else 0,
         )
 
     def _direct_boot(self, region: SvsmRegion | None) -> DirectBoot:
@@ -192,10 +210,12 @@ class Machine:
             LaunchRange(region.secrets, PageType.SECRETS, size=PAGE_SIZE),
         ]
         ranges += [LaunchRange(r.gpa, PageType.NORMAL, r.data) for r in boot.ranges]
-        vmsa = Vmsa.protected_mode_start(region.base + image.start32 - IMAGE_MAP)
+        vmsa = Vmsa.protected_mode_start(
+            region.base + image.start32 - IMAGE_MAP, sev_features=self._sev_features
+        )
         vmsa.rsi = region.base
         vmsa.rdi = region.launch_info
-        return LaunchPlan(tuple(ranges), (LaunchVmsa(region.vmsa, vmsa.tobytes()),))
+        return self._launch_plan(ranges, region.vmsa, vmsa)
 
     def _launch_info(self, region: SvsmRegion, boot: DirectBoot, image: SvsmImage) -> LaunchInfo:
         own = LaunchRangeFlags.SVSM
@@ -265,10 +285,9 @@ class Machine:
         entry = boot.entry
         vmsa = Vmsa.long_mode_start(
             entry.rip, entry.rsp, entry.cr3, entry.rsi,
-            gdt_base=entry.gdt_base, gdt_limit=entry.gdt_limit,
+            gdt_base=entry.gdt_base, gdt_limit=entry.gdt_limit, sev_features=self._sev_features,
         )  # fmt: skip
-        launch_vmsa = LaunchVmsa(BARE_VMSA, vmsa.tobytes())
-        return LaunchPlan(tuple(ranges), (launch_vmsa,))
+        return self._launch_plan(ranges, BARE_VMSA, vmsa)
 
     # -- running ----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from svsmd.snp.psp import SecurityProcessor
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpReturn, RmpUpdate
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmsa import SevFeatures
 
 MEMORY_SIZE: Final = 32 << 20
 GHCB_GPA: Final = 0x10_1000
@@ -119,6 +120,7 @@ class Rig:
     def __init__(
         self, *, ncpus: int = 1, certificates: bytes = b"", time_slice: int = 1000,
         native: bool = False, rtc_epoch: int = 0,
+        sev_features: SevFeatures = SevFeatures.SNP_ACTIVE,
     ) -> None:  # fmt: skip
         self.silicon = FakeSilicon(native=native)
         self.console = bytearray()
@@ -130,7 +132,10 @@ class Rig:
             self.debug.extend,
         )
         config = HypervisorConfig(
-            Vmpl.VMPL2, time_slice=time_slice, certificates=lambda: certificates
+            Vmpl.VMPL2,
+            sev_features=sev_features,
+            time_slice=time_slice,
+            certificates=lambda: certificates,
         )
         self.hypervisor = Hypervisor(self.silicon, self.platform, config)
         self.vcpu = self.hypervisor.vcpus[0]

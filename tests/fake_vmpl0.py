@@ -46,7 +46,14 @@ from svsmd.snp.types import (
     Spa,
     Vmpl,
 )
-from svsmd.snp.vmsa import Efer, SevFeatures, VmexitCode, Vmsa
+from svsmd.snp.vmsa import (
+    SEV_STATUS_FEATURES_SHIFT,
+    SEV_STATUS_MSR,
+    Efer,
+    SevFeatures,
+    VmexitCode,
+    Vmsa,
+)
 
 MIB = 1 << 20
 RAM_SIZE = 16 * MIB
@@ -68,6 +75,8 @@ PAGE_TABLES = IMAGE_MAP + 0x5000
 ENTRY = EntryState(KERNEL + 0x100, 0x3_8000, 0x1_0000, 0x2_0000 | C_BIT, 0x1_5000, 0x1F)
 KEYS = bytes(range(1, 129))
 KERNEL_BYTE = b"\x90"
+TSC_SCALE, TSC_OFFSET = 3 << 31, 0x1234_5678
+"""What the security processor has left in the SVSM's own VMSA."""
 
 LOW_DATA = bytes(3 * PAGE_SIZE)
 KERNEL_DATA = (KERNEL_BYTE * PAGE_SIZE).ljust(KERNEL_PAGES * PAGE_SIZE, b"\0")
@@ -153,6 +162,10 @@ class FakePort:
         self.log.append(("grant" if attributes & 0xF00 else "revoke", gpa))
         return self.machine.rmp.rmpadjust(Spa(gpa), Gpa(gpa), Vmpl.VMPL0, size, attributes)
 
+    def rdmsr(self, index: int, /) -> int:
+        assert index == SEV_STATUS_MSR
+        return self.machine.sev_features << SEV_STATUS_FEATURES_SHIFT | 0b11
+
     def flush_tlb(self) -> None:
         self.log.append(("flush", 0))
 
@@ -167,6 +180,7 @@ class FakeVmpl0:
 
     info: LaunchInfo = INFO
     features: HvFeature = HvFeature.SNP | HvFeature.SNP_AP_CREATION | HvFeature.SNP_MULTI_VMPL
+    sev_features: SevFeatures = SevFeatures.SNP_ACTIVE
     solve_faults: bool = True
     """Whether the host answers a size mismatch with PSMASH."""
     answer: Callable[[int], int | None] = lambda request: None
@@ -184,6 +198,8 @@ class FakeVmpl0:
         self.calls: dict[int, FakeGateCall] = {}
         self.vmsas: dict[tuple[int, int], int] = {}
         """What SNP_AP_CREATION named, by APIC id and VMPL."""
+        self.features_named: list[int] = []
+        """SEV_FEATURES that it said the VMSAs have."""
         self.checks: list[Callable[[], None]] = []
         """Called whenever VMPL0 has let go of the CPU."""
         self.devices = PortBus()
@@ -200,6 +216,9 @@ class FakeVmpl0:
         secrets = SecretsPage()
         secrets.memory[0x20:0xA0] = KEYS
         self.put(SVSM_SECRETS, secrets.tobytes())
+        own = Vmsa.reset_state(sev_features=self.sev_features)
+        own.guest_tsc_scale, own.guest_tsc_offset = TSC_SCALE, TSC_OFFSET
+        self.put(SVSM_VMSA, own.tobytes())
         cpuid = CpuidPage()
         cpuid.set_functions([CpuidFunction(0x8000_001F, 0, 0, 0, 0x1A, 0x27, 0, 0)])
         self.put(SVSM_CPUID, cpuid.tobytes())
@@ -307,6 +326,7 @@ class FakeVmpl0:
                     handle_ioio(self.devices, ghcb, gpa, info, 0)
                 else:
                     self.vmsas[info >> 32, info >> 16 & 0xF] = ghcb.sw_exit_info_2
+                    self.features_named.append(ghcb.rax)
                 ghcb.set_answer()
                 return request
             case ghcb_msr.Terminate() as terminate:
@@ -353,7 +373,7 @@ class FakeVmpl0:
 
     def write_vmsa(self, gpa: int, **changes: int) -> None:
         """A VMSA as Linux fills it for another vCPU, with `changes`."""
-        state = Vmsa.reset_state(vmpl=GUEST_VMPL, sev_features=SevFeatures.SNP_ACTIVE)
+        state = Vmsa.reset_state(vmpl=GUEST_VMPL, sev_features=self.sev_features)
         for name, value in changes.items():
             setattr(state, name, value)
         self.put(gpa, state.tobytes())

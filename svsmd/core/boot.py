@@ -28,7 +28,13 @@ from svsmd.core.launch_info import LaunchInfo, LaunchInfoError, LaunchRangeFlags
 from svsmd.core.log import CoreLog
 from svsmd.core.percpu import GuestWorld, PerCpu
 from svsmd.core.region import DYNAMIC_OFFSET, RegionPages
-from svsmd.core.vmsa_setup import CPU_AREA_SIZE, SEV_FEATURES, guest_boot_vmsa, svsm_ap_vmsa
+from svsmd.core.vmsa_setup import (
+    CPU_AREA_SIZE,
+    SUPPORTED_SEV_FEATURES,
+    SevState,
+    guest_boot_vmsa,
+    svsm_ap_vmsa,
+)
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.rmp import RmpAttributes, RmpReturn
 from svsmd.snp.secrets_page import SVSM_MAX_VERSION, SecretsPage
@@ -42,6 +48,7 @@ from svsmd.snp.types import (
     PageSize,
     Vmpl,
 )
+from svsmd.snp.vmsa import SEV_STATUS_FEATURES_SHIFT, SEV_STATUS_MSR, SevFeatures, Vmsa
 
 CPUID_ENCRYPTION_FUNCTION: Final = 0x8000_001F
 CPUID_SVSM_PRESENT: Final = 1 << 28
@@ -61,6 +68,7 @@ class Machine:
     memory: GuestMemory
     pages: RegionPages
     guest_vmpl: Vmpl
+    sev: SevState
     guest_vmsa: Gpa
     """The guest's boot CPU: a page of the SVSM."""
 
@@ -100,8 +108,27 @@ def read_launch_info(cpu: PerCpu, gpa: int) -> LaunchInfo:
     return launch
 
 
+def read_sev_state(cpu: PerCpu, launch: LaunchInfo) -> SevState:
+    """What this vCPU runs with, for the VMSAs of others; panics if that is nothing for us.
+
+    The features are those of SEV_STATUS. With Secure TSC the security processor has written scale
+    and offset to the VMSA of this vCPU, behind the launcher's back.
+    """
+    status = cpu.port.rdmsr(SEV_STATUS_MSR)
+    features = SevFeatures(status >> SEV_STATUS_FEATURES_SHIFT)
+    if features & ~int(SUPPORTED_SEV_FEATURES):
+        raise SvsmPanic(f"SEV features {features:#x} are more than this SVSM supports")
+    if not features & SevFeatures.SECURE_TSC:
+        return SevState(features)
+    own = Vmsa.copy_of(load_own(cpu, launch.svsm_vmsa, PAGE_SIZE))
+    if own.sev_features != features:
+        raise SvsmPanic(f"the VMSA at {launch.svsm_vmsa:#x} is not the one that runs")
+    return SevState(features, own.guest_tsc_scale, own.guest_tsc_offset)
+
+
 def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
     """Set the machine up on the boot CPU, whose `world` is the guest's when this returns."""
+    sev = read_sev_state(cpu, launch)
     vmpl = Vmpl(launch.guest_vmpl)
     ram = [range(r.base, r.base + r.size) for r in launch.ram]
     region = range(launch.svsm_base, launch.svsm_base + launch.svsm_size)
@@ -130,7 +157,7 @@ def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
     total = sum(len(r) for r in owned)
     log.write(f"{total >> 20} MiB of {sum(len(r) for r in ram) >> 20} MiB granted to VMPL{vmpl}")
 
-    machine = Machine(launch, memory, pages, vmpl, pages.allocate(1))
+    machine = Machine(launch, memory, pages, vmpl, sev, pages.allocate(1))
     yield from copy_pages(cpu, machine, GuestSequenceNumbers())
     yield from make_guest(cpu, machine)
     log.write(f"guest starts at {launch.entry.rip:#x}")
@@ -141,10 +168,10 @@ def start_ap(cpu: PerCpu, machine: Machine, apic_id: int, ap_start: int, cr3: in
     """Start the SVSM on another vCPU: `ap_start` is its GVA there, `cr3` VMPL0's page tables."""
     area = machine.pages.allocate(CPU_AREA_SIZE // PAGE_SIZE)
     vmsa = machine.pages.allocate(1)
-    store_own(cpu, vmsa, svsm_ap_vmsa(ap_start, cr3 | C_BIT, area, apic_id))
+    store_own(cpu, vmsa, svsm_ap_vmsa(ap_start, cr3 | C_BIT, area, apic_id, machine.sev))
     yield from _mark_vmsa(cpu, vmsa)
     done = yield from ap_creation(
-        cpu, ApCreationRequest.CREATE, apic_id, Vmpl.VMPL0, vmsa, SEV_FEATURES
+        cpu, ApCreationRequest.CREATE, apic_id, Vmpl.VMPL0, vmsa, machine.sev.features
     )
     if not done:
         raise SvsmPanic(f"the hypervisor does not start the SVSM on vCPU {apic_id}")
@@ -243,7 +270,7 @@ def make_guest(cpu: PerCpu, machine: Machine) -> Handler[None]:
     """Write calling area and VMSA of the guest's boot CPU, and name the VMSA to the host."""
     launch, vmsa = machine.launch, machine.guest_vmsa
     yield from _give_calling_area(cpu, launch.guest_caa, machine.guest_vmpl)
-    store_own(cpu, vmsa, guest_boot_vmsa(launch.entry, machine.guest_vmpl))
+    store_own(cpu, vmsa, guest_boot_vmsa(launch.entry, machine.guest_vmpl, machine.sev))
     yield from _mark_vmsa(cpu, vmsa)
     flush_tlb(cpu)
     done = yield from ap_creation(
@@ -252,7 +279,7 @@ def make_guest(cpu: PerCpu, machine: Machine) -> Handler[None]:
         cpu.apic_id,
         machine.guest_vmpl,
         vmsa,
-        SEV_FEATURES,
+        machine.sev.features,
     )
     if not done:
         raise SvsmPanic("the hypervisor does not take the guest's VMSA")

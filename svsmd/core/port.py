@@ -48,6 +48,10 @@ class Port(Protocol):
         """RMPADJUST with RDX = `attributes`; returns EAX."""
         ...
 
+    def rdmsr(self, index: int, /) -> int:
+        """RDMSR of an MSR that the hypervisor cannot intercept; else #VC."""
+        ...
+
     def flush_tlb(self) -> None:
         """INVLPGB of everything, and TLBSYNC."""
         ...

@@ -6,6 +6,7 @@ Spec: 24593 (APM vol. 2), appendix B; Linux Documentation/arch/x86/boot.rst (64-
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from svsmd.core.launch_info import EntryState
@@ -13,9 +14,9 @@ from svsmd.core.port import PRIVATE_MAP
 from svsmd.snp.types import PAGE_SIZE, Gpa, Vmpl
 from svsmd.snp.vmsa import Cr4, Efer, SevFeatures, Vmsa
 
-SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE
-"""Of every VMSA that the SVSM writes. Linux refuses to run with vTOM, #VC reflection, restricted or
-alternate injection (its snp_check_features)."""
+SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC
+"""What this SVSM can run with. Its guests have the same: Linux refuses to run with vTOM, #VC
+reflection, restricted or alternate injection (its snp_check_features)."""
 
 CPU_AREA_SIZE: Final = 4 * PAGE_SIZE
 """Area of one CPU at VMPL0: descriptor tables, TSS and stacks (SVSM_CPU_SIZE of layout.h)."""
@@ -24,21 +25,44 @@ _SVSM_CS: Final = 0x08
 _SVSM_DS: Final = 0x10
 
 
-def guest_boot_vmsa(entry: EntryState, vmpl: Vmpl) -> bytes:
+@dataclass(frozen=True, slots=True)
+class SevState:
+    """What the VMSAs of all vCPUs and VMPLs have in common.
+
+    Attributes:
+        features: SEV_FEATURES.
+        tsc_scale: GUEST_TSC_SCALE, and `tsc_offset` GUEST_TSC_OFFSET; 0 without Secure TSC.
+    """
+
+    features: SevFeatures
+    tsc_scale: int = 0
+    tsc_offset: int = 0
+
+    def apply(self, vmsa: Vmsa) -> None:
+        """Write it to a VMSA."""
+        vmsa.sev_features = self.features
+        vmsa.guest_tsc_scale = self.tsc_scale
+        vmsa.guest_tsc_offset = self.tsc_offset
+
+
+def guest_boot_vmsa(entry: EntryState, vmpl: Vmpl, sev: SevState) -> bytes:
     """The guest's boot CPU at its first instruction: 64-bit mode, as the payload's loader wants."""
-    return Vmsa.long_mode_start(
+    vmsa = Vmsa.long_mode_start(
         entry.rip,
         entry.rsp,
         entry.cr3,
         entry.rsi,
         vmpl=vmpl,
-        sev_features=SEV_FEATURES,
         gdt_base=entry.gdtr_base,
         gdt_limit=entry.gdtr_limit,
-    ).tobytes()
+    )
+    sev.apply(vmsa)
+    return vmsa.tobytes()
 
 
-def svsm_ap_vmsa(ap_start: int, page_tables: int, cpu_area: Gpa, apic_id: int) -> bytes:
+def svsm_ap_vmsa(
+    ap_start: int, page_tables: int, cpu_area: Gpa, apic_id: int, sev: SevState
+) -> bytes:
     """Another CPU of the SVSM at `ap_start` (svsm_ap_start of the native image, GVA).
 
     `page_tables` is the boot CPU's CR3; `cpu_area` has `CPU_AREA_SIZE` bytes, zeroed, and becomes
@@ -51,13 +75,13 @@ def svsm_ap_vmsa(ap_start: int, page_tables: int, cpu_area: Gpa, apic_id: int) -
         base + CPU_AREA_SIZE,
         page_tables,
         vmpl=Vmpl.VMPL0,
-        sev_features=SEV_FEATURES,
         code_selector=_SVSM_CS,
         data_selector=_SVSM_DS,
     )
     # The SVSM's page tables have no-execute bits; its C code may use SSE.
     vmsa.efer |= Efer.NXE
     vmsa.cr4 |= Cr4.OSFXSR
+    sev.apply(vmsa)
     vmsa.tsc_aux = apic_id
     vmsa.gs = vmsa.gs._replace(base=base)
     return vmsa.tobytes()

@@ -20,9 +20,6 @@ from svsmd.snp.rmp import GUEST_ASID, Rmp
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_MASK, Vmpl
 from svsmd.snp.vmsa import SevFeatures
 
-SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE
-"""SEV features that a VMSA on this host may have."""
-
 
 class ApCreationRequest(IntEnum):
     """SW_EXITINFO1[15:0] (56421, 4.1.9)."""
@@ -42,19 +39,20 @@ class ApCreationInfo1(Register64):
 
 
 class ApCreation:
-    """Applies SNP_AP_CREATION to `vcpus`."""
+    """Applies SNP_AP_CREATION to `vcpus` of a guest that was launched with `sev_features`."""
 
-    def __init__(self, rmp: Rmp, vcpus: Sequence[Vcpu]) -> None:
+    def __init__(self, rmp: Rmp, vcpus: Sequence[Vcpu], sev_features: SevFeatures) -> None:
         self._rmp: Final = rmp
+        self._sev_features: Final = sev_features
         self._vcpus: Final = {vcpu.apic_id: vcpu for vcpu in vcpus}
 
     def handle(self, caller: World, ghcb: Ghcb, info_1: int, vmsa_gpa: int) -> None:
         """Do what SW_EXITINFO1 asks for; `vmsa_gpa` is SW_EXITINFO2.
 
         INVALID_INPUT: reserved bits, an unknown request, APIC ID or VMPL, a VMPL that is more
-        privileged than the caller's, SEV_FEATURES (RAX) that this host does not offer, or a page
-        that is no VMSA page of this guest. A VMSA at the start of 2 MiB is refused too: processors
-        with the RMP erratum on such pages would take faults on their neighbours.
+        privileged than the caller's, other SEV_FEATURES (RAX) than at the launch, or a page that is
+        no VMSA page of this guest. A VMSA at the start of 2 MiB is refused too: processors with the
+        RMP erratum on such pages would take faults on their neighbours.
         """
         info = ApCreationInfo1(info_1)
         target = self._vcpus.get(info.APIC_ID)
@@ -75,7 +73,7 @@ class ApCreation:
 
     def _check(self, ghcb: Ghcb, vmsa_gpa: int) -> None:
         features = ghcb.rax
-        if features & ~SUPPORTED_SEV_FEATURES or not features & SevFeatures.SNP_ACTIVE:
+        if features != self._sev_features:
             raise GhcbInputError(GhcbError.INVALID_INPUT, f"SEV features {features:#x}")
         entry = self._rmp.lookup(vmsa_gpa)
         if (

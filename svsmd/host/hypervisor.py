@@ -48,6 +48,7 @@ from svsmd.snp.exits import (
 )
 from svsmd.snp.faults import NpfError
 from svsmd.snp.types import PAGE_MASK, Vmpl
+from svsmd.snp.vmsa import SevFeatures
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,13 @@ class HypervisorConfig:
 
     Attributes:
         guest_vmpl: level of the guest, which owns the interrupts; 0 without an SVSM.
+        sev_features: SEV_FEATURES of all VMSAs, those of the launch and others.
         time_slice: ticks that a vCPU runs before it is another one's turn.
         certificates: fetches the certificate table for extended guest requests; none by default.
     """
 
     guest_vmpl: Vmpl = Vmpl.VMPL2
+    sev_features: SevFeatures = SevFeatures.SNP_ACTIVE
     time_slice: int = DEFAULT_TIME_SLICE
     certificates: Callable[[], bytes] = bytes
 
@@ -99,7 +102,7 @@ class Hypervisor:
                 msrs=platform.msrs,
                 page_state=self._page_state,
                 guest_requests=GuestRequests(silicon.psp, silicon.host_page, config.certificates),
-                ap_creation=ApCreation(silicon.rmp, self.vcpus),
+                ap_creation=ApCreation(silicon.rmp, self.vcpus, config.sev_features),
                 ncpus=len(self.vcpus),
             )
         )

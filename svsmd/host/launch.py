@@ -92,12 +92,14 @@ class LaunchPlan:
 
     Attributes:
         host_data: 32 bytes that attestation reports show (56860, SNP_LAUNCH_FINISH).
+        desired_tsc_khz: frequency of the TSC of VMSAs that have Secure TSC; 0 if none has it.
     """
 
     ranges: tuple[LaunchRange, ...]
     vmsas: tuple[LaunchVmsa, ...]
     policy: int = DEFAULT_POLICY
     host_data: bytes = bytes(32)
+    desired_tsc_khz: int = 0
 
 
 def launch(silicon: HostSilicon, plan: LaunchPlan) -> bytes:
@@ -112,7 +114,8 @@ def launch(silicon: HostSilicon, plan: LaunchPlan) -> bytes:
     """
     psp = silicon.psp
     pages = _check(silicon, plan)
-    _require("LAUNCH_START", psp.launch_start(plan.policy))
+    started = psp.launch_start(plan.policy, desired_tsc_khz=plan.desired_tsc_khz)
+    _require("LAUNCH_START", started)
     for item in plan.ranges:
         _add(silicon, item)
     for vmsa in plan.vmsas:

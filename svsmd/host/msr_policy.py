@@ -3,8 +3,9 @@
 
 Spec: GHCB 56421, section 4.1 (MSR_PROT: the hypervisor answers with data or with #GP); AMD64 APM
 vol. 2 (24593), appendix A (MSR cross-reference) and 7.7 (MTRRs); the PPR of family 19h.
-MSRs that the silicon owns (EFER, the SYSCALL and segment base MSRs, PAT, GHCB, SEV_STATUS) never
-come here. An MSR that is in no table raises #GP(0), reads and writes alike.
+MSRs that the silicon owns (EFER, the SYSCALL and segment base MSRs, PAT, GHCB, SEV_STATUS, and with
+Secure TSC what is read of the TSC) never come here. An MSR that is in no table raises #GP(0),
+reads and writes alike.
 """
 
 from __future__ import annotations

@@ -40,7 +40,14 @@ def test_selftest_with_two_cpus_skips_nothing(svsmd: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--memory=64M",), ("--memory=4G",), ("--no-svsm",), ("--guest-vmpl=1",)]
+    "options",
+    [
+        ("--memory=64M",),
+        ("--memory=4G",),
+        ("--no-svsm",),
+        ("--guest-vmpl=1",),
+        ("--secure-tsc", "--cpus=2"),
+    ],
 )
 def test_selftest_of_other_machines(svsmd: Start, options: tuple[str, ...]) -> None:
     machine = svsmd("demo", "--append=selftest", "--serial=stdio", *options)

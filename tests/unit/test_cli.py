@@ -89,6 +89,8 @@ class TestRun:
             (["--guest-vmpl", "3"], "guest_vmpl", 3),
             (["--no-svsm"], "guest_vmpl", 0),
             (["--no-svsm"], "svsm", False),
+            ([], "secure_tsc", False),
+            (["--secure-tsc"], "secure_tsc", True),
             (["--seed", "0xabc"], "seed", b"\x0a\xbc"),
             (["--seed", "00"], "seed", b"\0"),
             (["--rtc", "0"], "rtc", 0),

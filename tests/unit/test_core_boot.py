@@ -16,7 +16,7 @@ from svsmd.snp.ghcb_msr import HvFeature
 from svsmd.snp.rmp import Perm, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
 from svsmd.snp.types import C_BIT, PAGE_SIZE, Gpa, PageSize, Spa
-from svsmd.snp.vmsa import Efer
+from svsmd.snp.vmsa import Efer, SevFeatures
 from tests.fake_vmpl0 import (
     AP_START,
     ENTRY,
@@ -32,8 +32,12 @@ from tests.fake_vmpl0 import (
     MIB,
     SVSM_BASE,
     SVSM_SECRETS,
+    TSC_OFFSET,
+    TSC_SCALE,
     FakeVmpl0,
 )
+
+SNP, SECURE_TSC = SevFeatures.SNP_ACTIVE, SevFeatures.SECURE_TSC
 
 
 @pytest.fixture
@@ -135,6 +139,38 @@ def test_other_vcpus_of_the_svsm_are_started_and_wait(machine: FakeVmpl0) -> Non
     assert vmsa.vmpl == 0
     assert vmsa.efer & Efer.NXE
     assert vmsa.tsc_aux == 1
+
+
+def test_every_vmsa_has_the_features_and_the_tsc_of_the_first_one() -> None:
+    machine = FakeVmpl0(sev_features=SNP | SECURE_TSC)
+    machine.boot()
+    assert sorted(machine.vmsas) == [(0, GUEST_VMPL), (1, 0)]
+    for gpa in machine.vmsas.values():
+        vmsa = machine.vmsa(gpa)
+        assert vmsa.sev_features == SNP | SECURE_TSC
+        assert (vmsa.guest_tsc_scale, vmsa.guest_tsc_offset) == (TSC_SCALE, TSC_OFFSET)
+    assert set(machine.features_named) == {SNP | SECURE_TSC}
+
+
+def test_without_secure_tsc_no_vmsa_says_anything_of_a_tsc(machine: FakeVmpl0) -> None:
+    machine.boot()
+    for gpa in machine.vmsas.values():
+        vmsa = machine.vmsa(gpa)
+        assert vmsa.sev_features == SNP
+        assert vmsa.guest_tsc_scale == vmsa.guest_tsc_offset == 0
+    assert set(machine.features_named) == {SNP}
+
+
+@pytest.mark.parametrize("feature", [SevFeatures.VTOM, SevFeatures.SECURE_AVIC, 1 << 61])
+def test_sev_feature_that_the_svsm_does_not_know_is_a_panic(feature: int) -> None:
+    machine = FakeVmpl0(sev_features=SevFeatures(SNP | feature))
+    assert "more than this SVSM supports" in boot_ends(machine)
+
+
+def test_launch_info_that_names_another_vmsa_is_a_panic() -> None:
+    wrong = replace(INFO, svsm_vmsa=Gpa(KERNEL))
+    machine = FakeVmpl0(info=wrong, sev_features=SNP | SECURE_TSC)
+    assert "is not the one that runs" in boot_ends(machine)
 
 
 def test_ghcb_page_of_the_svsm_is_the_hosts(machine: FakeVmpl0) -> None:

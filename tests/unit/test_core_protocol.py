@@ -10,7 +10,7 @@ from svsmd.core.protocols.core import SvsmCoreCall
 from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
 from svsmd.snp.rmp import Perm, RmpEntry, RmpUpdate
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa
-from svsmd.snp.vmsa import Efer
+from svsmd.snp.vmsa import Efer, SevFeatures
 from tests.fake_vmpl0 import (
     GUEST_CAA,
     GUEST_VMPL,
@@ -338,6 +338,14 @@ class TestCreateVcpu:
         assert not page.vmsa
         assert page.permissions[GUEST_VMPL] == Perm.ALL
         assert pvalidate(machine, VMSA) == OK
+
+    @pytest.mark.parametrize(("features", "result"), [(0x201, OK), (0x001, PARAMETER)])
+    def test_secure_tsc_is_for_all_vcpus_or_none(self, features: int, result: int) -> None:
+        machine = FakeVmpl0(sev_features=SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC)
+        machine.boot()
+        machine.write_vmsa(VMSA, sev_features=features, guest_tsc_scale=1 << 32)
+        assert machine.call(CREATE_VCPU, VMSA, AP_CAA, 1).rax == result
+        assert machine.vmsa(VMSA).guest_tsc_scale == 1 << 32
 
     def test_refuses_registered_pages(self, machine: FakeVmpl0) -> None:
         machine.write_vmsa(VMSA)

@@ -27,6 +27,7 @@ from svsmd.snp.ghcb import GhcbError, GhcbExit, GhcbResponse
 from svsmd.snp.ghcb_msr import GhcbInfo, RunVmpl
 from svsmd.snp.types import PAGE_SIZE, PageSize, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmsa import SevFeatures
 from tests.fake_silicon import VMSA_GPA, Rig, huge, world_of
 
 NEVER = 1 << 40
@@ -327,6 +328,7 @@ def test_an_svsm_that_halted_goes_on_when_its_guest_calls(smp: Rig) -> None:
         {"vmpl": 1},
         {"rax": 0},
         {"rax": 0b11},
+        {"rax": 0x201},
         {"vmsa": AP_VMSA + 8},
         {"vmsa": AP_VMSA + PAGE_SIZE},
         {"vmsa": huge(4)},
@@ -339,6 +341,15 @@ def test_what_a_host_does_not_believe(smp: Rig, change: dict[str, int]) -> None:
     answer = ap(smp, **{"request": CREATE, **change})
     assert answer == (GhcbResponse.MALFORMED_INPUT, GhcbError.INVALID_INPUT)
     assert not smp.hypervisor.vcpus[1].can_run()
+
+
+def test_creation_of_a_vmsa_with_other_features_than_at_the_launch() -> None:
+    rig = Rig(ncpus=2, sev_features=SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC)
+    rig.silicon.make_vmsa(AP_VMSA)
+    refused = (GhcbResponse.MALFORMED_INPUT, GhcbError.INVALID_INPUT)
+    assert ap(rig, CREATE, rax=0x001) == refused
+    assert ap(rig, CREATE, rax=0x200) == refused
+    assert ap(rig, CREATE, rax=0x201) == (0, 0)
 
 
 def test_creation_needs_the_features(smp: Rig) -> None:

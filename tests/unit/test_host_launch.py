@@ -20,7 +20,7 @@ from svsmd.snp.guest_context import GuestState
 from svsmd.snp.launch_digest import LaunchDigest, PageType
 from svsmd.snp.rmp import Perm, RmpReturn, RmpUpdate
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa
-from svsmd.snp.vmsa import Vmsa
+from svsmd.snp.vmsa import SevFeatures, Vmsa
 from tests.fake_silicon import MEMORY_SIZE, FakeSilicon, huge
 
 IMAGE = bytes(range(256)) * 32
@@ -80,6 +80,16 @@ def test_pages_of_the_plan_are_private_and_valid_with_their_permissions() -> Non
     assert silicon.memory.read(page(0), len(IMAGE)) == IMAGE
 
 
+def test_the_tsc_of_the_launch_is_that_of_the_plan() -> None:
+    vmsa = Vmsa.reset_state(sev_features=SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC)
+    plan = dataclasses.replace(
+        PLAN, vmsas=(LaunchVmsa(page(7), vmsa.tobytes()),), desired_tsc_khz=1_500_000
+    )
+    silicon = FakeSilicon()
+    launch(silicon, plan)
+    assert Vmsa(silicon.memory.page(page(7))).guest_tsc_scale == 3 << 31
+
+
 def test_the_rest_is_private_and_not_valid_in_large_pages_where_it_can_be() -> None:
     silicon = FakeSilicon()
     launch(silicon, PLAN)
@@ -117,6 +127,7 @@ def test_a_large_range_has_large_pages_and_the_same_digest() -> None:
         (with_range(LaunchRange(page(9), PageType.NORMAL, size=PAGE_SIZE)), "contents"),
         (dataclasses.replace(PLAN, vmsas=(LaunchVmsa(page(9), bytes(8192)),)), "one page"),
         (dataclasses.replace(PLAN, policy=0), "LAUNCH_START: POLICY_FAILURE"),
+        (dataclasses.replace(PLAN, desired_tsc_khz=-1), "LAUNCH_START: INVALID_PARAM"),
         (dataclasses.replace(PLAN, host_data=b""), "LAUNCH_FINISH: INVALID_PARAM"),
         (
             with_range(LaunchRange(page(9), PageType.CPUID, b"\xff" * PAGE_SIZE)),

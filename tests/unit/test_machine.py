@@ -118,6 +118,26 @@ def test_the_seed_is_the_only_randomness() -> None:
     ).silicon.encryption.encrypt_page(0, page)
 
 
+@pytest.mark.parametrize("vmpl", [0, 1, 2, 3])
+def test_secure_tsc_is_on_all_vcpus(vmpl: int) -> None:
+    ticks = set()
+    for size in (20_000_000, 104_729):
+        target = machine(secure_tsc=True, cpus=2, append="selftest", svsm=vmpl > 0, guest_vmpl=vmpl)
+        driver = Driver(target)
+        end = driver.run(max_ticks=partial(int, size))
+        assert end.exit_code == ExitCode.OK, bytes(driver.console[-500:])
+        for check in (b"ok tsc.msr\r\n", b"ok tsc.frequency\r\n", b"ok vcpu.start-stop\r\n"):
+            assert check in driver.console
+        ticks.add(target.clock_now)
+    assert len(ticks) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"svsm": False, "guest_vmpl": 0}])
+def test_the_digest_covers_secure_tsc(options: dict[str, object]) -> None:
+    digests = {machine(secure_tsc=secure, **options).launch_digest for secure in (False, True)}
+    assert len(digests) == 2
+
+
 def test_the_digest_covers_the_payload() -> None:
     assert machine(append="a").launch_digest != machine(append="b").launch_digest
 
@@ -163,8 +183,9 @@ def test_reboot_restarts() -> None:
     assert target.platform.msrs.read(0, KVM_SYSTEM_TIME_NEW_MSR) == 0
 
 
-def test_the_svsm_stays_when_its_guest_resets_the_machine() -> None:
-    driver = Driver(machine(cpus=3))
+@pytest.mark.parametrize("secure_tsc", [False, True])
+def test_the_svsm_stays_when_its_guest_resets_the_machine(secure_tsc: bool) -> None:
+    driver = Driver(machine(cpus=3, secure_tsc=secure_tsc))
     driver.run(PROMPT)
     target = driver.machine
     core, digest, silicon = target.core, target.launch_digest, target.silicon
