@@ -56,6 +56,7 @@ class FakeSilicon:
         self.script: deque[Step] = deque()
         self.runs: list[Vmcb] = []
         self.forgotten: list[Vmcb] = []
+        self.stop_requested = False
 
     def vmrun(self, vmcb: Vmcb, until: int) -> Exit:
         self.runs.append(vmcb)

@@ -125,8 +125,9 @@ class Hypervisor:
         """Make one scheduling decision and run what it picked.
 
         Timers that are due go first. The chosen vCPU then runs, its exits being answered, until it
-        halts, its slice or the next timer's deadline is over, the clock reaches `until` ticks, or
-        there is an outcome. Once the machine has ended, its end is all that comes.
+        halts, its slice or the next timer's deadline is over, the clock reaches `until` ticks,
+        somebody waits for the machine, or there is an outcome. Once the machine has ended, its end
+        is all that comes.
         """
         if self._end is not None:
             return self._end
@@ -170,8 +171,14 @@ class Hypervisor:
             self._interrupted = interrupted
 
     def _run(self, vcpu: Vcpu, until: int, *, resumed: bool = False) -> HostOutcome:
-        clock = self._silicon.clock
+        silicon = self._silicon
+        clock = silicon.clock
+        ran = False
         while resumed or (clock.now < until and vcpu.can_run()):
+            # A guest may exit so often that the silicon itself never comes to stop.
+            if ran and silicon.stop_requested:
+                break
+            ran = True
             # An exit may have armed a timer.
             deadline = self._timers.next_deadline
             if deadline is not None and deadline < until:

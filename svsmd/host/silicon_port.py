@@ -70,6 +70,11 @@ class HostSilicon(Protocol):
         """Run a VMPL until it exits or the clock reaches `until`."""
         ...
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody waits for the machine to stand still."""
+        ...
+
     def answer_vmgexits(self, function: int, argument: int) -> bool:
         """Ask a C function at each VMGEXIT before VMRUN ends; whether that is possible here.
 

@@ -181,6 +181,15 @@ class Silicon:
 
     # -- VMRUN ------------------------------------------------------------------------------
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody waits for the machine to stand still.
+
+        VMRUN then ends at its second block. Who answers exits has to look: what exits in each first
+        block never gets that far.
+        """
+        return self.cpu.stop_requested
+
     def vmrun(self, vmcb: Vmcb, until: int) -> Exit:
         """Runs a VMPL of a vCPU until it exits or the clock reaches `until` ticks."""
         context = self._loaded

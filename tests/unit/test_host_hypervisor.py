@@ -88,6 +88,21 @@ def test_a_pause_gives_the_machine_back(rig: Rig) -> None:
     assert len(rig.silicon.runs) == 1
 
 
+def test_who_waits_gets_the_machine_between_exits(rig: Rig) -> None:
+    def exits(vmcb: Vmcb) -> Exit:
+        vmcb.ghcb_msr = GhcbInfo.HV_FEATURES_REQUEST
+        return Vmgexit()
+
+    rig.silicon.script.extend([exits] * 5)
+    rig.silicon.stop_requested = True
+    for runs in (1, 2):
+        assert rig.hypervisor.step(NEVER) == Continue()
+        assert len(rig.silicon.runs) == runs, "there is progress, and no more than that"
+    rig.silicon.stop_requested = False
+    rig.hypervisor.step(NEVER)
+    assert len(rig.silicon.runs) == 6
+
+
 def test_halted_machines_name_the_next_timer(rig: Rig) -> None:
     rig.silicon.script.append(Hlt())
     assert rig.hypervisor.step(NEVER) == Continue()
