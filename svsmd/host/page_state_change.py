@@ -29,8 +29,12 @@ from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize
 
 log = logging.getLogger(__name__)
 
-_NO_LIST: Final = 0
-"""SW_EXITINFO2 when every entry was done."""
+UPDATES_AT_ONCE: Final = 1024
+"""RMP entries that are changed before the guest runs again, give or take one entry of its list: a
+list of 2 MiB pages may stand for 130 thousand, which would take seconds."""
+
+_NO_ERROR: Final = 0
+"""SW_EXITINFO2 when no entry failed."""
 
 
 class PageStateChange:
@@ -42,24 +46,28 @@ class PageStateChange:
     def handle_list(self, ghcb: Ghcb, ghcb_gpa: int) -> int:
         """SNP_PSC: work through the list at SW_SCRATCH and return SW_EXITINFO2.
 
-        0 if every entry is done. Else a `PscError`; the list's current entry then names the entry
-        that failed, and those before it are done.
+        0 if every entry is done, or so many that the guest has to ask again: the list's current
+        entry says how far it is. Else a `PscError`; the current entry then names the entry that
+        failed, and those before it are done.
         """
         start = ghcb.sw_scratch
         room = ghcb_gpa + SHARED_BUFFER_OFFSET + SHARED_BUFFER_SIZE - start
         memory = ghcb.scratch(ghcb_gpa, max(room, 0))
+        updates = 0
         try:
             for entry in PscDescriptor(memory).pending():
+                if updates >= UPDATES_AT_ONCE:
+                    break
                 # The list itself and the answer could not be written any more.
                 if entry.operation is PscOperation.PRIVATE and (
                     entry.gpa <= ghcb_gpa < entry.gpa + entry.page_size.nbytes
                 ):
                     raise PscInputError(PscError.GENERIC, "the GHCB in use cannot become private")
-                self._change(entry)
+                updates += self._change(entry)
         except PscInputError as error:
             log.debug("page state change refused: %s", error)
             return error.error
-        return _NO_LIST
+        return _NO_ERROR
 
     def handle_one(self, gfn: int, operation: int) -> bool:
         """SNP Page State Change by MSR: make the 4 KiB page `gfn` private (1) or shared (2).
@@ -80,17 +88,17 @@ class PageStateChange:
         """Split the 2 MiB entry that `spa` lies in; returns whether it was one and is split."""
         return self._rmp.psmash(Spa(spa & ~(HUGE_PAGE_SIZE - 1))) is RmpReturn.SUCCESS
 
-    def _change(self, entry: PscEntry) -> None:
-        """Do one entry; `PscInputError` if the RMP refuses."""
+    def _change(self, entry: PscEntry) -> int:
+        """Do one entry; about how many of the RMP it was, or `PscInputError` if the RMP refuses."""
         first = entry.gpa >> PAGE_SHIFT
         npages = entry.page_size.npages
         if not (self._rmp.covers(first) and self._rmp.covers(first + npages - 1)):
             raise PscInputError(PscError.INVALID_ENTRY, f"{entry.gpa:#x} is not RAM")
         match entry.operation:
             case PscOperation.PRIVATE:
-                self._set_state(entry, assigned=True)
+                return self._set_state(entry, assigned=True)
             case PscOperation.SHARED:
-                self._set_state(entry, assigned=False)
+                return self._set_state(entry, assigned=False)
             case PscOperation.PSMASH:
                 governing = self._rmp.lookup(entry.gpa)
                 # Already split is what was wanted.
@@ -99,20 +107,22 @@ class PageStateChange:
             case PscOperation.UNSMASH:
                 # A hint. No instruction joins entries without taking the pages' state away.
                 pass
+        return 1
 
-    def _set_state(self, entry: PscEntry, *, assigned: bool) -> None:
-        """Make the pages of an entry assigned to the guest, or not.
+    def _set_state(self, entry: PscEntry, *, assigned: bool) -> int:
+        """Make the pages of an entry assigned to the guest, or not; how many RMP entries they have.
 
         Pages that are so already are left alone: RMPUPDATE would take away their VALIDATED bit.
         """
         if entry.page_size is PageSize.SIZE_2M:
             if entry.cur_page == 0 and self._set_huge_page(entry.gpa, assigned=assigned):
-                return
+                return 1
             end = entry.gpa + HUGE_PAGE_SIZE
             for gpa in range(entry.gpa + entry.cur_page * PAGE_SIZE, end, PAGE_SIZE):
                 self._set_page(gpa, assigned=assigned)
-        else:
-            self._set_page(entry.gpa, assigned=assigned)
+            return entry.page_size.npages
+        self._set_page(entry.gpa, assigned=assigned)
+        return 1
 
     def _set_huge_page(self, gpa: int, *, assigned: bool) -> bool:
         """Change 2 MiB at once; returns False if it has 4 KiB entries, which go one by one."""

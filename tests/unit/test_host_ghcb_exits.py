@@ -10,6 +10,7 @@ import pytest
 from svsmd.host.ghcb_exits import KVM_ENOSYS
 from svsmd.host.ghcb_msr_exits import HV_FEATURES
 from svsmd.host.outcome import Continue, Crashed, PoweredOff, Reset, Terminated
+from svsmd.host.page_state_change import UPDATES_AT_ONCE
 from svsmd.snp.cpuid_policy import cpuid
 from svsmd.snp.ghcb import (
     PSC_MAX_ENTRIES,
@@ -25,7 +26,7 @@ from svsmd.snp.ghcb import (
     PscError,
     PscOperation,
 )
-from svsmd.snp.types import C_BIT, PAGE_SHIFT, PAGE_SIZE, PageSize
+from svsmd.snp.types import C_BIT, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_HUGE_PAGE, PageSize
 from svsmd.snp.vmsa import EventInj
 from tests.fake_silicon import GHCB_GPA, MEMORY_SIZE, Rig, huge
 
@@ -284,6 +285,23 @@ def test_a_huge_entry_over_split_pages_changes_each(rig: Rig) -> None:
     assert rig.silicon.validated(huge(2) + PAGE_SIZE), "it was private: nothing to change"
     assert psc(rig, entry(huge(2), PscOperation.SHARED, PageSize.SIZE_2M)) == (0, 1)
     assert rig.silicon.rmp.hypervisor_owned(huge(2), PageSize.SIZE_2M)
+
+
+def test_a_long_list_is_done_in_several_requests(rig: Rig) -> None:
+    pages = range(2, 8)
+    for number in pages:
+        rig.silicon.assign(huge(number))  # 4 KiB entries: each page is changed by itself
+    entries = [entry(huge(n), PscOperation.SHARED, PageSize.SIZE_2M) for n in pages]
+    data = PscDescriptor.build(entries)
+    rig.ghcb.shared_buffer = data.ljust(SHARED_BUFFER_SIZE, b"\0")
+    progress: list[int] = []
+    while not progress or progress[-1] < len(pages):
+        assert rig.ghcb_exit(GhcbExit.SNP_PSC, sw_scratch=BUFFER_GPA) == (0, 0)
+        progress.append(int.from_bytes(rig.ghcb.shared_buffer[:2], "little"))
+        done = pages[: progress[-1]]
+        assert [n for n in pages if not rig.silicon.rmp.assigned(huge(n) >> PAGE_SHIFT)] == [*done]
+    assert progress == [2, 4, 6]
+    assert UPDATES_AT_ONCE == 2 * PAGES_PER_HUGE_PAGE
 
 
 def test_private_pages_stay_validated_if_they_are_asked_for_again(rig: Rig) -> None:
