@@ -157,6 +157,7 @@ async def _run(
         if config.time_limit is not None:
             nursery.start_soon(_limit_time, runner, config.time_limit)
 
+        nursery.start_soon(runner.limit_slices)
         try:
             ended = await runner.run()
         except Abandoned:  # by the second signal; the first one decided how the run ends

@@ -65,6 +65,10 @@ log = logging.getLogger(__name__)
 
 SLICE_TICKS: Final = 20_000_000
 """Instructions after which run_slice() gives the machine back at the latest."""
+SLICE_EVENTS: Final = 256
+"""Exits and faults served in Python after which it does: each takes as long as ten thousand
+instructions. The thread that serves them takes Python's lock again and again, and hardly anybody
+else gets it meanwhile."""
 _STEP_TRIES: Final = 64
 """Scheduling decisions that one instruction may take, exits to the host and back included."""
 BARE_VMSA: Final = Gpa(0xF000)
@@ -308,6 +312,7 @@ class Machine:
         """Runs for a bounded number of ticks, or until something ends the slice."""
         cpu = self.silicon.cpu
         cpu.shared.slice_end = self.clock_now + max_ticks
+        cpu.stop_after_events(SLICE_EVENTS)
         try:
             while True:
                 outcome = self.hypervisor.step(_NEVER)
@@ -318,6 +323,7 @@ class Machine:
                     return Stopped()
         finally:
             cpu.clear_stop()
+            cpu.stop_after_events(_NEVER)
             cpu.shared.slice_end = _NEVER
 
     def _slice_end(self, outcome: HostOutcome) -> SliceEnd | None:
@@ -347,7 +353,7 @@ class Machine:
             case unreachable:
                 assert_never(unreachable)
 
-    def _reset(self) -> SliceEnd | None:
+    def _reset(self) -> SliceEnd:
         if self.config.on_reboot is OnReboot.EXIT:
             return Ended(ExitCode.OK, "the guest reset the machine")
         if self.core is not None:
@@ -359,7 +365,8 @@ class Machine:
         self._power_on()
         self.silicon.debug.take_over(debug)
         self.silicon.clock.advance(ticks)
-        return None
+        # The slice was that of the old silicon.
+        return Stopped()
 
     def _restart_guest(self) -> None:
         """New devices under the SVSM that stays, and an offer of what was launched."""
@@ -414,8 +421,6 @@ class Machine:
                 end = self._slice_end(outcome)
                 if end is not None:
                     return end
-                if self.silicon.debug is not debug:
-                    return Stopped()
         finally:
             debug.set_stepping(False)
         return Idle(None)

@@ -25,6 +25,10 @@ from svsmd.snp.exits import DebugReason
 log = logging.getLogger(__name__)
 
 TICKS_PER_SECOND: Final = 1_000_000_000
+SLICE_SECONDS: Final = 0.02
+"""A slice that takes longer is asked to end, so that output and input need not wait. Slices are
+bounded in ticks, and the ticks of a guest that does nothing but exit take a thousand times as long
+as those of one that computes."""
 INPUT_SIZE: Final = 4096
 """Bytes typed that may wait in the machine, and as many again here; who types more waits."""
 
@@ -102,6 +106,8 @@ class Runner:
         self._clock = clock
         self._running = not paused
         self._in_slice = False
+        self._slices = 0
+        self._slice_begun = trio.Event()
         self._ended: Ended | None = None
         self._on_stop: Callable[[target.StopEvent], None] | None = None
         self._last_stop = target.Stopped(tid=1)
@@ -165,6 +171,8 @@ class Runner:
             if room == 0:
                 await self._input_taken.wait()
                 continue
+            if self._in_slice and not self._input:
+                self._machine.request_stop()
             self._input += data[:room]
             data = data[room:]
             self._wake()
@@ -221,6 +229,16 @@ class Runner:
         self._running = False
         return self._ended
 
+    async def limit_slices(self) -> None:
+        """End slices that take longer than `SLICE_SECONDS`, for ever; at rest while none runs."""
+        while True:
+            if not self._in_slice:
+                await self._slice_begun.wait()
+            number = self._slices
+            await trio.sleep(SLICE_SECONDS)
+            if self._in_slice and self._slices == number:
+                self._machine.request_stop()
+
     def _hand_over_input(self) -> None:
         """Type as much as the guest keeps up with; its own buffer has no bound."""
         room = INPUT_SIZE - self._machine.console_waiting
@@ -232,7 +250,10 @@ class Runner:
 
     async def _run_slice(self) -> None:
         self._hand_over_input()
+        self._slices += 1
         self._in_slice = True
+        self._slice_begun.set()
+        self._slice_begun = trio.Event()
         # Shielded: a slice is short, and who cancels the task must not leave a thread behind that
         # still runs a machine whose parts are being closed.
         with trio.CancelScope(shield=True) as self._slice_scope:

@@ -157,6 +157,7 @@ class UnicornCpu:
         self._uc_ctl = self._lib.uc_ctl
         self._tlb_flush_control = ctypes.c_int((ucc.UC_CTL_IO_WRITE << 30) | ucc.UC_CTL_TLB_FLUSH)
         self._pending_error: BaseException | None = None
+        self._events_left = NEVER
         self.vmpl = 0
 
     # -- start ------------------------------------------------------------------------------
@@ -298,11 +299,17 @@ class UnicornCpu:
 
     def _on_exit(self, code: int) -> None:
         """Called by the callbacks; an exception must not cross them, so it waits for run()."""
+        self._count_event()
         try:
             self.exit_handler(code)
         except BaseException as error:
             self._pending_error = error
             self.leave()
+
+    def _count_event(self) -> None:
+        self._events_left -= 1
+        if self._events_left <= 0:
+            self.request_stop()
 
     def leave(self) -> None:
         """From within the exit handler: give control back to the caller of run()."""
@@ -335,6 +342,7 @@ class UnicornCpu:
 
     def run(self) -> Stop:
         """Runs until the exit handler leaves, the deadline, or a request to stop."""
+        self._count_event()
         shared = self.shared
         shared.stopped = Stop.NONE
         shared.first = 1
@@ -357,6 +365,10 @@ class UnicornCpu:
     def clear_stop(self) -> None:
         """Forgets requests to stop."""
         self.shared.stop = 0
+
+    def stop_after_events(self, count: int) -> None:
+        """Asks for a stop as soon as `count` runs and events were served in Python; NEVER: not."""
+        self._events_left = count
 
     @property
     def stop_requested(self) -> bool:

@@ -12,8 +12,9 @@ import pytest
 from svsmd.config import MIB, MachineConfig, OnReboot
 from svsmd.errors import ExitCode, UserError
 from svsmd.host.kvmclock import KVM_SYSTEM_TIME_NEW_MSR
-from svsmd.machine import Machine, build_machine
+from svsmd.machine import SLICE_EVENTS, Machine, build_machine
 from svsmd.slice_end import Ended, Idle, Stopped
+from tests.hostile_guests import hostile_kernel
 
 PROMPT = b"demo> "
 
@@ -223,6 +224,34 @@ def test_stop_request_ends_a_slice() -> None:
     target.request_stop()
     assert target.run_slice() == Stopped()
     assert target.clock_now < 10_000
+
+
+def hostile_machine(tmp_path: Path, name: str) -> Machine:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(hostile_kernel(name))
+    return machine(kernel=kernel, memory=1024 * MIB)
+
+
+def test_a_slice_ends_after_so_many_exits(tmp_path: Path) -> None:
+    """The ticks of a guest that only exits take very long."""
+    target = hostile_machine(tmp_path, "nothing but VMGEXIT")
+    for _ in range(400):  # until it has booted
+        target.run_slice()
+    before = target.clock_now
+    assert target.run_slice() == Stopped()
+    assert 0 < target.clock_now - before <= SLICE_EVENTS + 1
+
+
+def test_a_reset_ends_its_slice(tmp_path: Path) -> None:
+    """What was asked of the old CPU, the new one does not know."""
+    target = hostile_machine(tmp_path, "reset")
+    silicon = target.silicon
+    while target.silicon is silicon:
+        assert target.run_slice() == Stopped()
+    before = target.clock_now
+    target.request_stop()
+    assert target.run_slice() == Stopped()
+    assert target.clock_now - before < 10_000
 
 
 @pytest.mark.parametrize("memory", [32 * MIB, 3072 * MIB, 4096 * MIB])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Run control: slices, idling, input, debuggers, the end."""
 
+import math
 import threading
 from functools import partial
 
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 
 from svsmd.gdbstub import target
-from svsmd.runner import INPUT_SIZE, Abandoned, Clock, Runner
+from svsmd.runner import INPUT_SIZE, SLICE_SECONDS, Abandoned, Clock, Runner
 from svsmd.slice_end import DebugEvent, Ended, Idle, Stopped
 from svsmd.snp.exits import DebugReason
 from tests.fake_machine import SLICE_TICKS, FakeMachine
@@ -84,6 +85,37 @@ async def test_output_of_a_slice_arrives_when_it_is_over_and_in_the_trio_thread(
     take(b"stepped")
     here = threading.current_thread()
     assert seen == [(b"one two", here), (b"stepped", here)]
+
+
+async def test_a_long_slice_is_asked_to_end(nursery):
+    machine, runner = make()
+    machine.script.extend([machine.spin, machine.spin, lambda: OFF])
+    nursery.start_soon(runner.limit_slices)
+    with trio.fail_after(5):
+        assert await runner.run() == OFF
+    assert machine.slices == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_that_idles_wakes_nobody(nursery):
+    machine, runner = make()
+    nursery.start_soon(runner.run)
+    nursery.start_soon(runner.limit_slices)
+    await until(lambda: machine.slices == 1)
+    await trio.sleep(5 * SLICE_SECONDS)
+    await trio.testing.wait_all_tasks_blocked()
+    assert trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf
+    runner.finish(0, "")
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_typed_ends_the_slice(nursery):
+    machine, runner = make()
+    machine.script.append(machine.spin)
+    nursery.start_soon(runner.run)
+    await until(lambda: machine.slices == 1)
+    await runner.type_in(b"off")
+    await until(lambda: runner.ended == Ended(0, "the guest powered off"))
 
 
 async def test_an_error_of_the_machine_comes_out():
