@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A client of GDB's remote serial protocol that does no more than benchmarks need.
+"""A client of GDB's remote serial protocol that does no more than benchmarks and tests need.
 
 Spec: GDB manual, appendix E (Remote Protocol).
 """
@@ -19,7 +19,7 @@ _RUN = re.compile(rb"(.)\*(.)", re.DOTALL)
 
 
 class RspError(Exception):
-    """The stub said something that a benchmark has no use for."""
+    """The stub said something that nobody here has a use for."""
 
 
 def checksum(body: bytes) -> bytes:
@@ -67,12 +67,25 @@ class RspClient:
         if reply[:1] not in (b"T", b"S"):
             raise RspError(f"a step ended with {reply[:40]!r}")
 
+    def resume(self) -> None:
+        """Lets the guest run."""
+        self._send(b"vCont;c")
+
+    def interrupt(self) -> bytes:
+        """Stops the guest, which runs; the stop reply."""
+        self._socket.sendall(b"\x03")
+        return self._receive()
+
     def run_for(self, seconds: float) -> None:
         """Lets the guest run for a while, and stops it again."""
-        self._send(b"vCont;c")
+        self.resume()
         time.sleep(seconds)
-        self._socket.sendall(b"\x03")
-        self._receive()
+        self.interrupt()
+
+    def monitor(self, command: str) -> str:
+        """What a command of the stub's own prints."""
+        reply = self.request(b"qRcmd," + command.encode().hex().encode())
+        return bytes.fromhex(expand_runs(reply).decode("ascii", "replace")).decode()
 
     def read_memory(self, address: int, nbytes: int) -> bytes:
         """Memory by one `m` packet."""
@@ -115,6 +128,10 @@ class RspClient:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up."""
         self._socket.close()
 
 
