@@ -133,7 +133,9 @@ class Machine:
         try:
             plan = self._plan_with_svsm() if config.svsm else self._plan_without_svsm()
             self.launch_digest = launch(self.silicon, plan)
-        except (LoaderError, LaunchError) as error:
+        except LoaderError as error:
+            raise UserError(str(error), error.hint) from None
+        except LaunchError as error:
             raise UserError(str(error)) from None
         for vmsa in plan.vmsas:
             self.hypervisor.vcpus[vmsa.vcpu].start(vmsa.vmpl, vmsa.gpa)
@@ -358,7 +360,7 @@ class Machine:
             return Ended(ExitCode.OK, "the guest reset the machine")
         if self.core is not None:
             self._restart_guest()
-            return None
+            return Stopped()
         log.info("the guest reset the machine; it starts again from its launch")
         ticks = self.clock_now
         debug = self.silicon.debug

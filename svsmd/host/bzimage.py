@@ -47,6 +47,9 @@ MAX_KERNEL_SIZE: Final = 1 << 30
 """Largest decompressed kernel: a bound against decompression bombs."""
 
 _SETUP_SECTS: Final = 0x1F1
+_SYSSIZE: Final = 0x1F4
+_PARAGRAPH: Final = 16
+"""Unit of syssize in bytes."""
 _JUMP_OFFSET_END: Final = 0x201
 _XLOADFLAGS: Final = 0x236
 _PAYLOAD_OFFSET: Final = 0x248
@@ -54,6 +57,8 @@ _PAYLOAD_LENGTH: Final = 0x24C
 _MIN_FILE_SIZE: Final = 0x268
 _MAX_HEADER_END: Final = 0x290
 """End of the room for the header in boot_params."""
+KINDS: Final = "a bzImage (vmlinuz) or an ELF executable (vmlinux) can be booted"
+AGAIN: Final = "is the file complete? copy or download it again"
 _LZ4_LEGACY_MAGIC: Final = b"\x02\x21\x4c\x18"
 _LZ4_LEGACY_BLOCK: Final = 8 << 20
 
@@ -95,25 +100,33 @@ def parse_bzimage(data: bytes) -> BzImage:
     :raises LoaderError: not a bzImage, too old, not 64-bit, or truncated.
     """
     if not is_bzimage(data):
-        raise LoaderError("the kernel is not a bzImage: boot flag or HdrS magic is missing")
+        raise LoaderError("the kernel is not a bzImage: boot flag or HdrS magic is missing", KINDS)
     if len(data) < _MIN_FILE_SIZE:
-        raise LoaderError("the bzImage is truncated in its setup header")
+        raise LoaderError("the bzImage is truncated in its setup header", AGAIN)
     version: int = struct.unpack_from("<H", data, VERSION)[0]
     if version < MIN_VERSION:
         raise LoaderError(
-            f"the bzImage has boot protocol {version >> 8}.{version & 0xFF:02d}, 2.12 is needed"
+            f"the bzImage has boot protocol {version >> 8}.{version & 0xFF:02d}, 2.12 is needed",
+            "Linux has it since 3.8",
         )
     if not struct.unpack_from("<H", data, _XLOADFLAGS)[0] & XLF_KERNEL_64:
-        raise LoaderError("the bzImage holds no 64-bit kernel (XLF_KERNEL_64 is clear)")
+        raise LoaderError(
+            "the bzImage holds no 64-bit kernel (XLF_KERNEL_64 is clear)",
+            "take a kernel for x86-64 (amd64)",
+        )
     header_end = 0x202 + data[_JUMP_OFFSET_END]
     if not _XLOADFLAGS < header_end <= min(len(data), _MAX_HEADER_END):
-        raise LoaderError("the bzImage has a setup header of impossible length")
+        raise LoaderError("the bzImage has a setup header of impossible length", AGAIN)
 
     setup_size = ((data[_SETUP_SECTS] or DEFAULT_SETUP_SECTORS) + 1) * SECTOR
+    (syssize,) = struct.unpack_from("<I", data, _SYSSIZE)
+    missing = setup_size + syssize * _PARAGRAPH - len(data)
+    if missing > 0:
+        raise LoaderError(f"the bzImage is truncated: its last {missing} bytes are missing", AGAIN)
     offset, length = struct.unpack_from("<II", data, _PAYLOAD_OFFSET)
     start = setup_size + offset
     if length == 0 or start + length > len(data):
-        raise LoaderError("the bzImage is truncated: its payload ends behind the file")
+        raise LoaderError("the bzImage is truncated: its payload ends behind the file", AGAIN)
     (initrd_addr_max,) = struct.unpack_from("<I", data, INITRD_ADDR_MAX)
     (cmdline_size,) = struct.unpack_from("<I", data, CMDLINE_SIZE)
     pref_address, init_size = struct.unpack_from("<QI", data, PREF_ADDRESS)
@@ -139,7 +152,8 @@ def decompress_payload(payload: bytes, limit: int = MAX_KERNEL_SIZE) -> bytes:
     found = next((row for row in _FORMATS if payload.startswith(row.magic)), None)
     if found is None:
         raise LoaderError(
-            f"unknown kernel compression (payload starts with {payload[:6].hex(' ')})"
+            f"unknown kernel compression (payload starts with {payload[:6].hex(' ')})",
+            "--decompress guest lets the kernel unpack itself",
         )
     name = found.name
     try:
@@ -147,9 +161,9 @@ def decompress_payload(payload: bytes, limit: int = MAX_KERNEL_SIZE) -> bytes:
     except LoaderError:
         raise
     except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise LoaderError(f"the kernel's {name} payload is corrupt: {error}") from None
+        raise LoaderError(f"the kernel's {name} payload is corrupt: {error}", AGAIN) from None
     except (zstandard.ZstdError, lz4.block.LZ4BlockError, MemoryError) as error:
-        raise LoaderError(f"the kernel's {name} payload is corrupt: {error}") from None
+        raise LoaderError(f"the kernel's {name} payload is corrupt: {error}", AGAIN) from None
     if not kernel.startswith(ELF_MAGIC):
         raise LoaderError(f"the kernel's {name} payload holds no ELF file")
     return kernel
@@ -229,7 +243,10 @@ def _lz4_legacy(payload: bytes, limit: int) -> bytes:
 
 
 def _lzo(_payload: bytes, _limit: int) -> bytes:
-    raise LoaderError("LZO-compressed kernels are not supported; give the vmlinux ELF instead")
+    raise LoaderError(
+        "LZO-compressed kernels are not supported",
+        "give the vmlinux ELF, or let the kernel unpack itself (--decompress guest)",
+    )
 
 
 class _Format(NamedTuple):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from svsmd.config import format_size
 from svsmd.host.acpi_tables import build_acpi_tables, facs
 from svsmd.host.boot_params import (
     DEFAULT_CMDLINE_SIZE,
@@ -38,13 +39,18 @@ from svsmd.host.layout import (
     GIB,
     HIGH_MEMORY_BASE,
     LEGACY_HOLE_BASE,
+    MIB,
+    MMIO_HOLE_BASE,
     DirectBootLayout,
     SvsmRegion,
     low_ram_top,
 )
+from svsmd.host.linux_support import check_linux
 from svsmd.host.loader_error import LoaderError
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa
 
+_FOR_KERNELS: Final = range(HIGH_MEMORY_BASE, MMIO_HOLE_BASE)
+"""Where a kernel may lie if there is memory enough."""
 IDENTITY_MAPPED: Final = 4 * GIB
 """Bytes that the boot page tables map."""
 
@@ -152,10 +158,10 @@ def build_direct_boot(
     :param self_decompressing: a bzImage's own decompressor is to run in the guest.
     :raises LoaderError: anything that cannot work, in one line.
     """
-    top = svsm.base if svsm is not None else low_ram_top(memory)
-    if top <= HIGH_MEMORY_BASE:
-        raise LoaderError("too little memory: nothing is left above the first 1 MiB")
-    loaded = _load_kernel(kernel, range(HIGH_MEMORY_BASE, top), self_decompressing)
+    ram_top = low_ram_top(memory)
+    top = svsm.base if svsm is not None else ram_top
+    loaded = _load_kernel(kernel, self_decompressing, under_svsm=svsm is not None)
+    _check_room(loaded.image.end, len(initrd or b""), top, ram_top - top)
     command_line = _command_line(cmdline, loaded.cmdline_size, layout)
     initrd_range = _place_initrd(initrd or b"", loaded, top)
     e820 = e820_map(memory, _carved(layout, svsm))
@@ -241,26 +247,59 @@ def _padded(start: int, run: bytearray) -> LaunchRange:
     return LaunchRange(Gpa(start), bytes(run))
 
 
-def _load_kernel(kernel: bytes, usable: range, self_decompressing: bool) -> _Kernel:
+def _load_kernel(kernel: bytes, self_decompressing: bool, *, under_svsm: bool) -> _Kernel:
     if is_bzimage(kernel):
         image = parse_bzimage(kernel)
         if self_decompressing:
-            loaded = _protected_mode_code(image, usable)
+            loaded = _protected_mode_code(image)
+            _check_packed(image, under_svsm)
         else:
-            loaded = load_elf(decompress_payload(image.payload), (usable,))
+            loaded = _load_linux(decompress_payload(image.payload), under_svsm)
         return _Kernel(loaded, image.setup_header, image.initrd_addr_max, image.cmdline_size)
     if self_decompressing:
         raise LoaderError("the kernel is no bzImage: there is nothing that could decompress itself")
-    return _Kernel(load_elf(kernel, (usable,)), b"", DEFAULT_INITRD_ADDR_MAX, DEFAULT_CMDLINE_SIZE)
+    loaded = _load_linux(kernel, under_svsm)
+    return _Kernel(loaded, b"", DEFAULT_INITRD_ADDR_MAX, DEFAULT_CMDLINE_SIZE)
 
 
-def _protected_mode_code(image: BzImage, usable: range) -> ElfImage:
+def _load_linux(vmlinux: bytes, under_svsm: bool) -> ElfImage:
+    loaded = load_elf(vmlinux, (_FOR_KERNELS,))
+    check_linux(vmlinux, under_svsm=under_svsm)
+    return loaded
+
+
+def _check_packed(image: BzImage, under_svsm: bool) -> None:
+    """`check_linux`, unless only the kernel's own code can unpack it."""
+    try:
+        vmlinux = decompress_payload(image.payload)
+    except LoaderError:
+        return
+    check_linux(vmlinux, under_svsm=under_svsm)
+
+
+def _check_room(kernel_end: int, initrd_size: int, top: int, above: int) -> None:
+    """LoaderError if *top* is too low for both; so many bytes *above* it are used otherwise."""
+    needed = kernel_end + -(-initrd_size // PAGE_SIZE) * PAGE_SIZE
+    if needed <= top:
+        return
+    initrd = f" and the initrd another {_mib(initrd_size)}" if initrd_size else ""
+    message = f"the kernel needs {_mib(kernel_end)} of memory{initrd}, there are {_mib(top)}"
+    if needed + above > MMIO_HOLE_BASE:
+        raise LoaderError(f"{message}; kernel and initrd have to lie below {_mib(MMIO_HOLE_BASE)}")
+    # And a bit to run in.
+    enough = 1 << (5 * (needed + above) // 4 - 1).bit_length()
+    raise LoaderError(f"too little memory: {message}", f"--memory {format_size(enough)}")
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // MIB)} MiB"
+
+
+def _protected_mode_code(image: BzImage) -> ElfImage:
     """The bzImage without its real-mode part, as if it were an ELF of one segment."""
     start, size = image.pref_address, max(image.init_size, len(image.protected_mode))
-    if not usable.start <= start <= start + size <= usable.stop:
-        raise LoaderError(
-            f"the bzImage wants {size >> 20} MiB at {start:#x}, which is not all free memory"
-        )
+    if not _FOR_KERNELS.start <= start <= start + size <= _FOR_KERNELS.stop:
+        raise LoaderError(f"the bzImage wants {_mib(size)} at {start:#x}, where no kernel can be")
     code = Segment(start, start, size, image.protected_mode, executable=True)
     return ElfImage(start + ENTRY_64, (code,))
 
@@ -287,10 +326,9 @@ def _place_initrd(initrd: bytes, kernel: _Kernel, top: int) -> range:
     end = min(top, (kernel.initrd_addr_max + 1) & -PAGE_SIZE)
     start = (end - len(initrd)) & -PAGE_SIZE
     if start < kernel.image.end:
-        room = max(0, end - kernel.image.end) >> 10
         raise LoaderError(
-            f"the initrd ({len(initrd) >> 10} KiB) does not fit above the kernel,"
-            f" where {room} KiB are left"
+            f"the initrd ({_mib(len(initrd))}) does not fit above the kernel and below"
+            f" {_mib(end)}, where this kernel wants it"
         )
     return range(start, start + len(initrd))
 

@@ -20,7 +20,7 @@ from elftools.common.utils import struct_parse
 from elftools.elf.constants import P_FLAGS
 from elftools.elf.elffile import ELFFile
 
-from svsmd.host.bzimage import ELF_MAGIC
+from svsmd.host.bzimage import AGAIN, ELF_MAGIC, KINDS
 from svsmd.host.loader_error import LoaderError
 
 EHDR_SIZE: Final = 64
@@ -34,6 +34,7 @@ _E_PHENTSIZE: Final = 0x36
 _E_SHOFF: Final = 0x28
 _E_SHNUM: Final = 0x3C
 _E_SHSTRNDX: Final = 0x3E
+_MACHINE_HINT: Final = "take a kernel for x86-64 (amd64)"
 _EXECUTABLE_TYPES: Final = frozenset(("ET_EXEC", "ET_DYN"))
 
 
@@ -103,11 +104,11 @@ def load_elf(data: bytes, memory: Sequence[range]) -> ElfImage:
 
 def _program_headers(data: bytes) -> list[Any]:
     if not is_elf(data):
-        raise LoaderError("the kernel is neither a bzImage nor an ELF file")
+        raise LoaderError("the kernel is neither a bzImage nor an ELF file", KINDS)
     if len(data) < EHDR_SIZE:
-        raise LoaderError("the kernel ELF is truncated in its header")
+        raise LoaderError("the kernel ELF is truncated in its header", AGAIN)
     if data[4:6] != _EI_CLASS_64_LSB:
-        raise LoaderError("the kernel ELF is not 64-bit little-endian")
+        raise LoaderError("the kernel ELF is not 64-bit little-endian", _MACHINE_HINT)
     (phoff,) = struct.unpack_from("<Q", data, _E_PHOFF)
     phentsize, phnum = struct.unpack_from("<HH", data, _E_PHENTSIZE)
     if phentsize != PHDR_SIZE:
@@ -119,7 +120,7 @@ def _program_headers(data: bytes) -> list[Any]:
             f"the kernel ELF has {phnum} program headers (1 to {MAX_SEGMENTS} are fine)"
         )
     if phoff + phnum * PHDR_SIZE > len(data):
-        raise LoaderError("the kernel ELF is truncated in its program headers")
+        raise LoaderError("the kernel ELF is truncated in its program headers", AGAIN)
     # Without section headers pyelftools does not follow the file's pointers to them: they are of
     # no use for loading, and a hostile file points them anywhere.
     head = bytearray(data[:EHDR_SIZE])
@@ -137,9 +138,9 @@ def _program_headers(data: bytes) -> list[Any]:
     except ELFError as error:
         raise LoaderError(f"the kernel ELF is malformed: {error}") from None
     if machine != "EM_X86_64":
-        raise LoaderError(f"the kernel ELF is for {machine}, not for x86-64")
+        raise LoaderError(f"the kernel ELF is for {machine}, not for x86-64", _MACHINE_HINT)
     if kind not in _EXECUTABLE_TYPES:
-        raise LoaderError(f"the kernel ELF is no executable (type {kind})")
+        raise LoaderError(f"the kernel ELF is no executable (type {kind})", KINDS)
     return headers
 
 
@@ -154,7 +155,12 @@ def _segment(data: bytes, header: Any, memory: Sequence[range]) -> Segment | Non
         )
     if offset + filesz > len(data):
         raise LoaderError(
-            f"the kernel ELF is truncated: its segment at {paddr:#x} is not all there"
+            f"the kernel ELF is truncated: its segment at {paddr:#x} is not all there", AGAIN
+        )
+    if all(paddr < ram.start for ram in memory):
+        raise LoaderError(
+            f"the kernel ELF's segment at {paddr:#x} lies below all memory for kernels",
+            "a kernel is linked above 1 MiB; a program of an operating system is none",
         )
     if not any(ram.start <= paddr and paddr + memsz <= ram.stop for ram in memory):
         raise LoaderError(

@@ -89,7 +89,10 @@ class SvsmRegion:
         """
         base = (low_ram_top(memory) - SVSM_REGION_SIZE) & -HUGE_PAGE_SIZE
         if base < HIGH_MEMORY_BASE:
-            raise LoaderError("too little memory: the SVSM alone takes 4 MiB above the first 1 MiB")
+            raise LoaderError(
+                "too little memory: the SVSM alone takes 4 MiB above the first 1 MiB",
+                "--memory 64M",
+            )
         return cls(Gpa(base))
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from svsmd.images import image_path
+from tests.elf_kernel import elf_kernel
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +20,7 @@ Complain = Callable[..., str]
 def complain(svsmd_program: Path) -> Complain:
     """Runs `svsmd run`, which must refuse; the line that it says."""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, hint: str = "") -> str:
         done = subprocess.run(
             [svsmd_program, "run", *arguments],
             stdin=subprocess.DEVNULL,
@@ -35,6 +36,7 @@ def complain(svsmd_program: Path) -> Complain:
         # What has been opened before the mistake was found is announced; the rest is the mistake.
         said = [line for line in complaints if ": gdb -ex" not in line and ": nc " not in line]
         assert len(said) == 1 or (len(said) == 2 and said[1].startswith("svsmd: hint: ")), said
+        assert hint in "".join(said[1:]), said
         return said[0]
 
     return run
@@ -55,6 +57,26 @@ def test_truncated_kernel(complain: Complain, tmp_path: Path, keep: int) -> None
     kernel = tmp_path / "truncated"
     kernel.write_bytes(image_path("demo").read_bytes()[:keep])
     complain(f"--kernel={kernel}")
+
+
+def test_kernel_without_what_it_takes(complain: Complain, tmp_path: Path) -> None:
+    """What it says stands in its image; that it is no kernel does not come to light here."""
+    kernel = tmp_path / "linux"
+    messages = b"\0Linux version 6.1.0 (x)\0Kernel command line: %s\0 SEV-SNP\0"
+    kernel.write_bytes(elf_kernel(bytes(16)) + messages)
+    line = complain(f"--kernel={kernel}", hint="--no-svsm")
+    assert "Linux 6.1.0) cannot run under an SVSM" in line
+
+
+def test_more_than_the_memory_holds(complain: Complain, tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd"
+    with initrd.open("wb") as file:
+        file.truncate(600 << 20)
+    line = complain(f"--kernel={image_path('demo')}", f"--initrd={initrd}", hint="--memory 1G")
+    assert "the initrd another 600 MiB, there are 508 MiB" in line
+    kernel = tmp_path / "far"
+    kernel.write_bytes(elf_kernel(bytes(16), at=1 << 30))
+    assert "too little memory" in complain(f"--kernel={kernel}", hint="--memory 2G")
 
 
 def test_missing_files(complain: Complain, tmp_path: Path) -> None:

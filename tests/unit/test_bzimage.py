@@ -112,6 +112,7 @@ def test_unusable_payloads(payload, message):
         (bzimage(KERNEL, at_0x202=b"h"), "not a bzImage"),
         (bzimage(KERNEL)[:0x210], "truncated in its setup header"),
         (bzimage(KERNEL)[:-1], "truncated: its payload"),
+        (bzimage(KERNEL, at_0x1f4=b"\xf0\xff\xff\0"), "truncated: its last 268306940 bytes"),
         (bzimage(KERNEL, at_0x248=b"\xff" * 4), "truncated: its payload"),
         (bzimage(b""), "truncated: its payload"),
         (bzimage(KERNEL, at_0x206=b"\x0b"), "boot protocol 2.11, 2.12 is needed"),

@@ -31,7 +31,12 @@ PREF_ADDRESS = 0x100_0000
 INIT_SIZE = 0x30_0000
 
 
-def bzimage(kernel: bytes, initrd_addr_max: int = 0x7FFF_FFFF, cmdline_size: int = 2047) -> bytes:
+def bzimage(
+    kernel: bytes,
+    initrd_addr_max: int = 0x7FFF_FFFF,
+    cmdline_size: int = 2047,
+    pref_address: int = PREF_ADDRESS,
+) -> bytes:
     payload = gzip.compress(kernel)
     data = bytearray(5 * 512)
     data[0x1F1] = 4
@@ -41,7 +46,7 @@ def bzimage(kernel: bytes, initrd_addr_max: int = 0x7FFF_FFFF, cmdline_size: int
     struct.pack_into("<I", data, 0x22C, initrd_addr_max)
     struct.pack_into("<HI", data, 0x236, 1, cmdline_size)
     struct.pack_into("<II", data, 0x248, 0, len(payload))
-    struct.pack_into("<QI", data, 0x258, PREF_ADDRESS, INIT_SIZE)
+    struct.pack_into("<QI", data, 0x258, pref_address, INIT_SIZE)
     return bytes(data) + payload
 
 
@@ -199,12 +204,17 @@ def test_initrd_stays_below_the_limit_of_the_kernel():
         ),
         ({"cmdline": "a\0b"}, "NUL"),
         ({"cmdline": "\udc80"}, "UTF-8"),
-        ({"kernel": elf(paddr=SVSM.base - 0x2000)}, "does not fit into memory"),
-        ({"kernel": elf(paddr=0x1_0000)}, "does not fit into memory"),
-        ({"kernel": elf(memsz=1 << 30)}, "does not fit into memory"),
-        ({"kernel": elf(paddr=SVSM.base - 0x8000), "initrd": b"x" * 0x4000}, "initrd"),
-        ({"memory": ram_ranges(2 * MIB), "svsm": None}, "does not fit into memory"),
+        ({"kernel": elf(paddr=SVSM.base - 0x2000)}, "too little memory: the kernel needs 509 MiB"),
+        ({"kernel": elf(paddr=0x1_0000)}, "0x10000 lies below all memory for kernels"),
+        ({"kernel": elf(memsz=1 << 30)}, "too little memory: .* there are 508 MiB"),
+        ({"kernel": elf(memsz=4 << 30)}, "does not fit into memory"),
+        ({"kernel": elf(paddr=SVSM.base - 0x8000), "initrd": b"x" * 0x4000}, "initrd another 1"),
+        ({"memory": ram_ranges(2 * MIB), "svsm": None}, "too little memory"),
         ({"memory": (range(MIB),), "svsm": None}, "too little memory"),
+        (
+            {"kernel": bzimage(elf(), initrd_addr_max=0x1FF_FFFF), "initrd": bytes(31 * MIB)},
+            "does not fit above the kernel and below 32 MiB",
+        ),
         ({"memory": (range(4 * GIB, 5 * GIB),), "svsm": None}, "no memory at address 0"),
         ({"ncpus": 0}, "at least one CPU"),
         ({"ncpus": 5000}, "5000 CPUs are too many"),
@@ -239,6 +249,47 @@ def test_svsm_region_is_the_aligned_top_of_low_memory():
         SvsmRegion.at_top_of(ram_ranges(4 * MIB))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "initrd", "svsm", "hint"),
+    [
+        (elf(memsz=1 << 30), None, SVSM, "--memory 2G"),
+        (elf(), bytes(500 * MIB), SVSM, "--memory 1G"),
+        (elf(paddr=0x3000_0000), None, None, "--memory 1G"),
+        (b"not a kernel", None, SVSM, "vmlinuz"),
+        (bzimage(elf())[:-1], None, SVSM, "complete"),
+    ],
+)
+def test_hints(kernel, initrd, svsm, hint):
+    with pytest.raises(LoaderError) as caught:
+        boot(kernel, initrd, svsm=svsm)
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint
+
+
+def test_no_memory_helps_a_kernel_that_is_too_large():
+    with pytest.raises(LoaderError, match="have to lie below 3072 MiB") as caught:
+        boot(elf(memsz=3055 * MIB))
+    assert caught.value.hint is None
+
+
+OLD_LINUX = b"Linux version 5.10.0 (x)\0Kernel command line: %s\0"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_linux_that_cannot_run_is_refused(packed, itself):
+    kernel = elf() + OLD_LINUX
+    if packed or itself:
+        kernel = bzimage(kernel)
+    with pytest.raises(LoaderError, match=r"Linux 5\.10\.0.* cannot run as an SEV-SNP guest"):
+        build_direct_boot(kernel, None, "", RAM, 1, None, self_decompressing=itself)
+
+
+def test_what_only_the_kernel_can_unpack_is_not_looked_into():
+    image = bzimage(elf()).replace(gzip.compress(elf())[:4], b"\x89LZO")
+    assert build_direct_boot(image, None, "", RAM, 1, None, self_decompressing=True).ranges
+
+
 def test_pieces_that_share_a_page_are_merged():
     first, second = page_ranges([(0x5000, b"later"), (0x1F00, b"a" * 0x200), (0x2800, b"b")])
     assert (first.gpa, len(first.data)) == (0x1000, 0x2000)
@@ -271,7 +322,7 @@ def test_a_bzimage_that_unpacks_itself_is_loaded_as_it_is() -> None:
 
 def test_an_initrd_lies_above_what_a_bzimage_unpacks_into() -> None:
     memory = ram_ranges(32 * MIB)
-    with pytest.raises(LoaderError, match="does not fit above the kernel"):
+    with pytest.raises(LoaderError, match="the kernel needs 19 MiB of memory and the initrd"):
         build_direct_boot(
             bzimage(elf()), bytes(14 * MIB), "", memory, 1, None, self_decompressing=True
         )
@@ -281,7 +332,8 @@ def test_an_initrd_lies_above_what_a_bzimage_unpacks_into() -> None:
     ("kernel", "memory", "message"),
     [
         (elf(), 512 * MIB, "no bzImage"),
-        (bzimage(elf()), 18 * MIB, "wants 3 MiB at 0x1000000"),
+        (bzimage(elf()), 18 * MIB, "the kernel needs 19 MiB of memory, there are 18 MiB"),
+        (bzimage(elf(), pref_address=0x8_0000), 512 * MIB, "wants 3 MiB at 0x80000"),
     ],
 )
 def test_what_cannot_unpack_itself(kernel: bytes, memory: int, message: str) -> None:

@@ -122,7 +122,7 @@ CODE = Load(0x10_0000, b"\x90" * 16)
         (elf(Load(0x10_0000, b"", memsz=0)), "nothing to load"),
         (elf(CODE._replace(memsz=8)), "more bytes in the file than in memory"),
         (elf(CODE._replace(offset=1 << 63)), "truncated: its segment"),
-        (elf(CODE._replace(paddr=0x1000, vaddr=0)), "does not fit into memory"),
+        (elf(CODE._replace(paddr=0x1000, vaddr=0)), "0x1000 lies below all memory for kernels"),
         (elf(CODE._replace(paddr=0xFF_FFF8, vaddr=0)), "does not fit into memory"),
         (elf(CODE._replace(memsz=1 << 63)), "does not fit into memory"),
         (elf(CODE._replace(paddr=(1 << 64) - 8)), "does not fit into memory"),

@@ -245,8 +245,8 @@ def test_a_slice_ends_after_so_many_exits(tmp_path: Path) -> None:
 def test_a_reset_ends_its_slice(tmp_path: Path) -> None:
     """What was asked of the old CPU, the new one does not know."""
     target = hostile_machine(tmp_path, "reset")
-    silicon = target.silicon
-    while target.silicon is silicon:
+    hypervisor = target.hypervisor
+    while target.hypervisor is hypervisor:
         assert target.run_slice() == Stopped()
     before = target.clock_now
     target.request_stop()
