@@ -35,6 +35,13 @@ _memcmp: Final = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
+_PAGEMAP: Final = "/proc/self/pagemap"
+_PAGEMAP_ENTRY: Final = 8
+_PAGEMAP_FLAGS: Final = 7
+"""The byte of an entry that is not zero if the page is there, or swapped out (Linux,
+Documentation/admin-guide/mm/pagemap.rst)."""
+
+
 class NotRam(LookupError):
     """A physical address, or the end of a range, is not RAM."""
 
@@ -124,7 +131,7 @@ class GuestMemory:
         self.buffer[offset : offset + 8] = value.to_bytes(8, "little")
 
     def zero(self, spa: int, nbytes: int) -> None:
-        """Clear RAM; pages that are zero already are only read, and so stay free.
+        """Clear RAM; pages that are zero already are not written, and so stay free.
 
         `NotRam`, with nothing cleared, if not all of it is RAM.
         """
@@ -138,7 +145,27 @@ class GuestMemory:
 
     def _is_zero(self, start: int, stop: int) -> bool:
         # memcmp: comparing memoryviews goes byte by byte.
-        return not _memcmp(self.address + start, _ZEROS_ADDRESS, stop - start)
+        return self._is_untouched(start, stop) or not _memcmp(
+            self.address + start, _ZEROS_ADDRESS, stop - start
+        )
+
+    def _is_untouched(self, start: int, stop: int) -> bool:
+        """Whether none of these pages was ever used; false if that is not known.
+
+        Reading such a page would give it an entry in this process' page tables: a boot clears all
+        RAM, and nearly all of it is still as the kernel below has made it.
+        """
+        first = (self.address + start) // PAGE_SIZE
+        count = (self.address + stop - 1) // PAGE_SIZE + 1 - first
+        try:
+            # Opened each time: it is of the process that has opened it, and there may be forks.
+            with open(_PAGEMAP, "rb", buffering=0) as pagemap:
+                pagemap.seek(first * _PAGEMAP_ENTRY)
+                entries = pagemap.read(count * _PAGEMAP_ENTRY)
+        except OSError:
+            return False
+        flags = entries[_PAGEMAP_FLAGS::_PAGEMAP_ENTRY]
+        return len(flags) == count and not flags.strip(b"\0")
 
     def _zero_pages(self, start: int, end: int) -> None:
         while start < end:
