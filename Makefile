@@ -20,9 +20,11 @@ $(MADE): pyproject.toml tools/make_env.py
 	$(PYTHON) tools/make_env.py $(VENV)
 	@touch $@
 
-# Compiles what is older than its sources, and nothing else.
+# Compiles what is older than its sources, and nothing else. Python may be told not to write
+# bytecode; half of svsmd's start is compiling it.
 images: $(MADE)
 	@$(BIN)/python tools/build_images.py
+	@$(BIN)/python -m compileall -q svsmd
 
 run: env
 	@exec $(BIN)/svsmd run demo $(ARGS)

@@ -14,19 +14,27 @@ from unicorn import x86_const as x86
 from svsmd.snp.cpu_unicorn import UnicornCpu
 from svsmd.snp.page_walk import EFER_LMA
 from svsmd.snp.types import PHYSICAL_BITS
-from svsmd.snp.vmsa import XMM_COUNT, XMM_SIZE, Cr0, Cr4, Efer, Segment, Vmsa
+from svsmd.snp.vmsa import XMM_COUNT, XMM_SIZE, Cr0, Cr4, Efer, Vmsa
 
 EFER_SVME: Final = 1 << 12
 _GPRS: Final = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
-_GPR_OFFSETS: Final = tuple(Vmsa.FIELDS[name].offset for name in _GPRS)
+_GPR_QUADWORDS: Final = tuple(Vmsa.FIELDS[name].offset // 8 for name in _GPRS)
+_VMSA_QUADWORDS: Final = struct.Struct(f"<{max(_GPR_QUADWORDS) + 1}Q")
+_ENGINE_GPRS: Final = struct.Struct("<16Q")
 _SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
-"""In the engine's order."""
-_ENGINE_SEGMENT: Final = struct.Struct("<IxxxxQII")
-_ENGINE_FLAGS_SHIFT: Final = 8
+"""In the engine's order. Those of the VMSA lie in an order of their own, one after the other."""
+_VMSA_SEGMENT_ORDER: Final = tuple(Vmsa.FIELDS[name].offset // 16 for name in _SEGMENTS)
+_VMSA_SEGMENTS: Final = struct.Struct("<" + "HHIQ" * len(_SEGMENTS))
+_ENGINE_SEGMENTS: Final = struct.Struct("<" + "I4xQII" * len(_SEGMENTS))
 _XMM_STRIDE: Final = 64
+_VMSA_XMM: Final = struct.Struct(f"{XMM_SIZE}s" * XMM_COUNT)
+_ENGINE_XMM: Final = struct.Struct(f"{XMM_SIZE}s{_XMM_STRIDE - XMM_SIZE}x" * XMM_COUNT)
+"""Nobody uses what the engine keeps behind the 16 bytes of each."""
+_VMSA_X87: Final = struct.Struct("10s" * 8)
+_ENGINE_X87: Final = struct.Struct("10s6x" * 8)
 
 # hflags of the engine, as far as they follow from the architectural state.
 _HF_CS32, _HF_SS32, _HF_ADDSEG, _HF_PE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
@@ -130,17 +138,15 @@ def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
 
 def load(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     """VMRUN: the state of the VMSA becomes that of the CPU."""
-    lay = cpu.layout
-    memory = vmsa.memory
-    for index, offset in enumerate(_GPR_OFFSETS):
-        cpu.regs[index] = int.from_bytes(memory[offset : offset + 8], "little")
-    for index, name in enumerate(_SEGMENTS):
-        segment: Segment = getattr(vmsa, name)
-        offset = lay.segs + 24 * index
-        cpu.set_half(offset, segment.selector)
-        cpu.set_word(offset + 8, segment.base)
-        cpu.set_half(offset + 16, segment.limit)
-        cpu.set_half(offset + 20, engine_flags(segment.attrib))
+    lay, state, memory = cpu.layout, cpu.state, vmsa.memory
+    quadwords = _VMSA_QUADWORDS.unpack_from(memory)
+    _ENGINE_GPRS.pack_into(state, lay.regs, *(quadwords[at] for at in _GPR_QUADWORDS))
+    parts = _VMSA_SEGMENTS.unpack_from(memory, Vmsa.es.offset)
+    segments: list[int] = []
+    for at in _VMSA_SEGMENT_ORDER:
+        selector, attrib, limit, base = parts[4 * at : 4 * at + 4]
+        segments += (selector, base, limit, engine_flags(attrib))
+    _ENGINE_SEGMENTS.pack_into(state, lay.segs, *segments)
     cpu.rip = vmsa.rip
     cpu.rflags = vmsa.rflags
     cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4] = vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4
@@ -171,16 +177,16 @@ def load(cpu: UnicornCpu, vmsa: Vmsa) -> None:
 
 def save(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     """#VMEXIT: the state of the CPU goes into the VMSA."""
-    lay = cpu.layout
-    memory = vmsa.memory
-    for index, offset in enumerate(_GPR_OFFSETS):
-        memory[offset : offset + 8] = cpu.regs[index].to_bytes(8, "little")
-    for index, name in enumerate(_SEGMENTS):
-        offset = lay.segs + 24 * index
-        setattr(vmsa, name, Segment(
-            cpu.half(offset) & 0xFFFF, vmsa_attributes(cpu.half(offset + 20)),
-            cpu.half(offset + 16), cpu.word(offset + 8),
-        ))  # fmt: skip
+    lay, state, memory = cpu.layout, cpu.state, vmsa.memory
+    quadwords = memoryview(memory).cast("B").cast("Q")
+    for at, value in zip(_GPR_QUADWORDS, _ENGINE_GPRS.unpack_from(state, lay.regs), strict=True):
+        quadwords[at] = value
+    parts = _ENGINE_SEGMENTS.unpack_from(state, lay.segs)
+    segments = [0] * len(parts)
+    for index, at in enumerate(_VMSA_SEGMENT_ORDER):
+        selector, base, limit, flags = parts[4 * index : 4 * index + 4]
+        segments[4 * at : 4 * at + 4] = selector & 0xFFFF, vmsa_attributes(flags), limit, base
+    _VMSA_SEGMENTS.pack_into(memory, Vmsa.es.offset, *segments)
     vmsa.rip = cpu.rip
     vmsa.rflags = cpu.rflags
     vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4 = cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4]
@@ -205,47 +211,39 @@ def save(cpu: UnicornCpu, vmsa: Vmsa) -> None:
 
 
 def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
-    lay = cpu.layout
+    lay, state, memory = cpu.layout, cpu.state, vmsa.memory
     base = lay.efer
     status = vmsa.x87_fsw
     top = (status & _FSW_TOP) >> _FSW_TOP_SHIFT
-    state = cpu.bytes_at(base, lay.mxcsr - base)
-    struct.pack_into("<IHH", state, _FPSTT, top, status & ~_FSW_TOP, vmsa.x87_fcw)
+    struct.pack_into("<IHH", state, base + _FPSTT, top, status & ~_FSW_TOP, vmsa.x87_fcw)
     tags = vmsa.x87_ftw
-    stack = vmsa.fpreg_x87
-    for register in range(8):
-        state[_FPTAGS + register] = int((tags >> (2 * register)) & 3 == 3)
-        at = _FPREGS + 16 * ((top + register) & 7)
-        state[at : at + 10] = list(stack[10 * register : 10 * register + 10])
-    vectors = cpu.bytes_at(lay.xmm, XMM_COUNT * _XMM_STRIDE)
-    values = vmsa.fpreg_xmm
-    for register in range(XMM_COUNT):
-        at = register * _XMM_STRIDE
-        vectors[at : at + 16] = list(values[16 * register : 16 * register + 16])
+    state[base + _FPTAGS : base + _FPTAGS + 8] = bytes(
+        tags >> 2 * register & 3 == 3 for register in range(8)
+    )
+    stack = _VMSA_X87.unpack_from(memory, Vmsa.fpreg_x87.offset)
+    # Register 0 of the stack is the one that TOP names.
+    _ENGINE_X87.pack_into(state, base + _FPREGS, *stack[8 - top :], *stack[: 8 - top])
+    xmm = _VMSA_XMM.unpack_from(memory, Vmsa.fpreg_xmm.offset)
+    _ENGINE_XMM.pack_into(state, lay.xmm, *xmm)
     # The rounding modes that follow from the control words live elsewhere in the engine.
     cpu.reg_write(x86.UC_X86_REG_FPCW, vmsa.x87_fcw)
     cpu.reg_write(x86.UC_X86_REG_MXCSR, vmsa.mxcsr & _MXCSR)
 
 
 def _save_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
-    lay = cpu.layout
+    lay, state, memory = cpu.layout, cpu.state, vmsa.memory
     base = lay.efer
-    state = cpu.bytes_at(base, lay.mxcsr - base)
-    top, status, control = struct.unpack_from("<IHH", state, _FPSTT)
+    top, status, control = struct.unpack_from("<IHH", state, base + _FPSTT)
     top &= 7
     tags = 0
-    stack = bytearray(80)
-    for register in range(8):
-        if state[_FPTAGS + register]:
+    for register, empty in enumerate(state[base + _FPTAGS : base + _FPTAGS + 8]):
+        if empty:
             tags |= 3 << (2 * register)
-        at = _FPREGS + 16 * ((top + register) & 7)
-        stack[10 * register : 10 * register + 10] = state[at : at + 10]
-    vmsa.fpreg_x87 = bytes(stack)
+    registers = _ENGINE_X87.unpack_from(state, base + _FPREGS)
+    _VMSA_X87.pack_into(memory, Vmsa.fpreg_x87.offset, *registers[top:], *registers[:top])
     vmsa.x87_fsw = status & ~_FSW_TOP | top << _FSW_TOP_SHIFT
     vmsa.x87_fcw = control
     vmsa.x87_ftw = tags
     vmsa.mxcsr = cpu.half(lay.mxcsr)
-    vectors = cpu.bytes_at(lay.xmm, XMM_COUNT * _XMM_STRIDE)
-    vmsa.fpreg_xmm = b"".join(
-        bytes(vectors[r * _XMM_STRIDE : r * _XMM_STRIDE + XMM_SIZE]) for r in range(XMM_COUNT)
-    )
+    xmm = _ENGINE_XMM.unpack_from(state, lay.xmm)
+    _VMSA_XMM.pack_into(memory, Vmsa.fpreg_xmm.offset, *xmm)
