@@ -289,6 +289,10 @@ def run(
     """Run a machine: the demo guest, or a kernel, under the SVSM."""
     machine = _machine_config(**machine_options, on_reboot=OnReboot(on_reboot))  # type: ignore[arg-type]  # as click parsed them
 
+    from svsmd.payload import read_payload
+
+    payload = read_payload(machine)  # goes on while the rest is imported
+
     import trio
 
     from svsmd import daemon, logs
@@ -312,7 +316,7 @@ def run(
         partial(
             daemon.run,
             config,
-            build_machine=build_machine,
+            build_machine=partial(build_machine, payload=payload),
             build_target=MachineTarget,
             say=(lambda _line: None) if quiet else say,
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from svsmd.config import Decompress, MachineConfig, OnReboot
@@ -52,6 +51,7 @@ from svsmd.host.outcome import (
 from svsmd.host.platform import Platform, PlatformConfig
 from svsmd.host.timers import TICKS_PER_SECOND
 from svsmd.images import image_path
+from svsmd.payload import Payload, read_payload
 from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.entropy import EntropySource
@@ -76,30 +76,6 @@ BARE_VMSA: Final = Gpa(0xF000)
 _NEVER: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """What the guest is made of: the files' contents, read once."""
-
-    kernel: bytes
-    initrd: bytes | None
-    append: str
-
-
-def read_payload(config: MachineConfig) -> Payload:
-    """Reads the guest's files.
-
-    Raises:
-        UserError: one cannot be read.
-    """
-    kernel_path = config.kernel or image_path("demo")
-    try:
-        kernel = kernel_path.read_bytes()
-        initrd = config.initrd.read_bytes() if config.initrd is not None else None
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
-    return Payload(kernel, initrd, config.append)
-
-
 class Machine:
     """One SNP machine. Used by one thread at a time.
 
@@ -111,11 +87,12 @@ class Machine:
         UserError: the guest cannot be loaded.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, payload: Payload | None = None) -> None:
+        """`payload` is what read_payload() gave for this configuration, if it was called."""
         self.config = config
         self.on_console: Callable[[bytes], None] = lambda data: None
         self.on_svsm_console: Callable[[bytes], None] = lambda data: None
-        self._payload = read_payload(config)
+        self._payload = payload or read_payload(config)
         self._disks = tuple(DiskFile(disk.path, read_only=disk.read_only) for disk in config.disks)
         self._entropy = EntropySource(config.seed)
         # It goes on after a reset: nobody is given the same bytes twice.
@@ -195,7 +172,7 @@ class Machine:
         return build_direct_boot(
             payload.kernel, payload.initrd, payload.append, self.silicon.memory.ranges,
             self.config.cpus, region, DIRECT_BOOT_LAYOUT,
-            self_decompressing=self.config.decompress is Decompress.GUEST,
+            self_decompressing=self.config.decompress is Decompress.GUEST, unpack=payload.unpack,
         )  # fmt: skip
 
     def _cpuid_page(self) -> bytes:
@@ -439,10 +416,14 @@ class Machine:
         return self.platform.uart.waiting
 
 
-def build_machine(config: MachineConfig) -> Machine:
+def build_machine(config: MachineConfig, payload: Payload | None = None) -> Machine:
     """Makes a machine, launched and ready for its first instruction.
+
+    Args:
+        config: what is wanted.
+        payload: what read_payload() gave for it, if it was called.
 
     Raises:
         UserError: what was asked for cannot be built.
     """
-    return Machine(config)
+    return Machine(config, payload)

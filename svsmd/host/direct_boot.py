@@ -11,7 +11,7 @@ own decompressor runs in the guest, and finds a random place for the kernel.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -150,23 +150,25 @@ def build_direct_boot(
     layout: DirectBootLayout = DIRECT_BOOT_LAYOUT,
     *,
     self_decompressing: bool = False,
+    unpack: Callable[[bytes], bytes] = decompress_payload,
 ) -> DirectBoot:
     """The launch of *kernel*, a bzImage or a plain ELF.
 
     :param memory: guest-physical RAM; one range starts at 0.
     :param svsm: memory that belongs to an SVSM; None for a guest at VMPL0.
     :param self_decompressing: a bzImage's own decompressor is to run in the guest.
+    :param unpack: does what `decompress_payload` does.
     :raises LoaderError: anything that cannot work, in one line.
     """
     ram_top = low_ram_top(memory)
     top = svsm.base if svsm is not None else ram_top
-    loaded = _load_kernel(kernel, self_decompressing, under_svsm=svsm is not None)
+    loaded = _load_kernel(kernel, self_decompressing, unpack, under_svsm=svsm is not None)
     _check_room(loaded.image.end, len(initrd or b""), top, ram_top - top)
     command_line = _command_line(cmdline, loaded.cmdline_size, layout)
     initrd_range = _place_initrd(initrd or b"", loaded, top)
     e820 = e820_map(memory, _carved(layout, svsm))
 
-    pieces: list[tuple[int, bytes]] = [
+    pieces: list[tuple[int, bytes | memoryview]] = [
         (
             layout.boot_params,
             zero_page(
@@ -224,37 +226,38 @@ def identity_page_tables(base: Gpa, size: int) -> bytes:
     return bytes(tables)
 
 
-def page_ranges(pieces: Iterable[tuple[int, bytes]]) -> tuple[LaunchRange, ...]:
+def page_ranges(pieces: Iterable[tuple[int, bytes | memoryview]]) -> tuple[LaunchRange, ...]:
     """Disjoint *pieces* of memory as whole pages: padded with zeros, merged where pages meet."""
     result: list[LaunchRange] = []
-    run = bytearray()
-    start = 0
-    for address, data in sorted(piece for piece in pieces if piece[1]):
-        if run and (address & -PAGE_SIZE) > start + len(run):
-            result.append(_padded(start, run))
-            run = bytearray()
+    run: list[bytes | memoryview] = []
+    start = end = 0
+    for address, data in sorted((p for p in pieces if p[1]), key=lambda piece: piece[0]):
+        if run and (address & -PAGE_SIZE) > end:
+            result.append(_padded(start, run, end))
+            run = []
         if not run:
-            start = address & -PAGE_SIZE
-        run.extend(bytes(address - start - len(run)))
-        run += data
+            start = end = address & -PAGE_SIZE
+        run += bytes(address - end), data
+        end = address + len(data)
     if run:
-        result.append(_padded(start, run))
+        result.append(_padded(start, run, end))
     return tuple(result)
 
 
-def _padded(start: int, run: bytearray) -> LaunchRange:
-    run.extend(bytes(-len(run) % PAGE_SIZE))
-    return LaunchRange(Gpa(start), bytes(run))
+def _padded(start: int, run: list[bytes | memoryview], end: int) -> LaunchRange:
+    return LaunchRange(Gpa(start), b"".join([*run, bytes(-end % PAGE_SIZE)]))
 
 
-def _load_kernel(kernel: bytes, self_decompressing: bool, *, under_svsm: bool) -> _Kernel:
+def _load_kernel(
+    kernel: bytes, self_decompressing: bool, unpack: Callable[[bytes], bytes], *, under_svsm: bool
+) -> _Kernel:
     if is_bzimage(kernel):
         image = parse_bzimage(kernel)
         if self_decompressing:
             loaded = _protected_mode_code(image)
             _check_packed(image, under_svsm)
         else:
-            loaded = _load_linux(decompress_payload(image.payload), under_svsm)
+            loaded = _load_linux(unpack(image.payload), under_svsm)
         return _Kernel(loaded, image.setup_header, image.initrd_addr_max, image.cmdline_size)
     if self_decompressing:
         raise LoaderError("the kernel is no bzImage: there is nothing that could decompress itself")

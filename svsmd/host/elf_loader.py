@@ -45,7 +45,7 @@ class Segment:
     paddr: int
     vaddr: int
     memsz: int
-    data: bytes
+    data: bytes | memoryview
     executable: bool
 
     @property
@@ -170,7 +170,7 @@ def _segment(data: bytes, header: Any, memory: Sequence[range]) -> Segment | Non
         paddr=paddr,
         vaddr=vaddr,
         memsz=memsz,
-        data=bytes(data[offset : offset + filesz]),
+        data=memoryview(data)[offset : offset + filesz],
         executable=bool(header["p_flags"] & P_FLAGS.PF_X),
     )
 

@@ -36,7 +36,7 @@ def built(monkeypatch, _logger) -> list[FakeMachine]:
     """The machines that the command line builds; each powers off at once."""
     machines: list[FakeMachine] = []
 
-    def build_machine(wanted: MachineConfig) -> FakeMachine:
+    def build_machine(wanted: MachineConfig, payload: object = None) -> FakeMachine:
         machine = FakeMachine(wanted)
         machine.script.append(lambda: Ended(0, "the guest powered off"))
         machines.append(machine)
@@ -118,7 +118,7 @@ class TestRun:
         assert capsys.readouterr() == ("", "")
 
     def test_the_exit_code_of_the_machine(self, built, monkeypatch):
-        def build_machine(wanted: MachineConfig) -> FakeMachine:
+        def build_machine(wanted: MachineConfig, payload: object = None) -> FakeMachine:
             machine = FakeMachine(wanted)
             machine.script.append(lambda: Ended(3, "asked to be terminated"))
             return machine
@@ -127,7 +127,7 @@ class TestRun:
         assert cli.invoke([*QUIET_RUN]) == ExitCode.GUEST_TERMINATED
 
     def test_a_bug_is_not_hidden(self, built, monkeypatch):
-        def build_machine(_wanted: MachineConfig) -> FakeMachine:
+        def build_machine(_wanted: MachineConfig, payload: object) -> FakeMachine:
             raise ZeroDivisionError
 
         monkeypatch.setattr(sys.modules["svsmd.machine"], "build_machine", build_machine)
@@ -135,7 +135,7 @@ class TestRun:
             cli.invoke([*QUIET_RUN])
 
     def test_ctrl_c_while_the_machine_is_built(self, built, monkeypatch):
-        def build_machine(_wanted: MachineConfig) -> FakeMachine:
+        def build_machine(_wanted: MachineConfig, payload: object) -> FakeMachine:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(sys.modules["svsmd.machine"], "build_machine", build_machine)

@@ -3,7 +3,6 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -204,8 +203,7 @@ def test_the_svsm_stays_when_its_guest_resets_the_machine(secure_tsc: bool) -> N
 def test_another_payload_is_not_started_again() -> None:
     driver = Driver(machine())
     driver.run(PROMPT)
-    payload = driver.machine._payload
-    driver.machine._payload = replace(payload, append="other words")
+    driver.machine._payload.append = "other words"
     end = driver.type("reboot")
     assert end.exit_code == ExitCode.GUEST_CRASHED
     assert "the SVSM asked to be terminated: reason set 2, code 0x2" in end.reason
