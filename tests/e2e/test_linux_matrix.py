@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from tests.linux_shell import Shell
 from tests.svsmd_process import Linux, SvsmdProcess
 from tools.apt_packages import AptError
 from tools.fetch_kernel import MIN_VERSION, fetch_kernel, version_of
@@ -24,14 +25,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-COMMAND_LINE: Final = "console=ttyS0"
-BOOT_SECONDS: Final = 180.0
-PROMPT: Final = r"# (?:\x1b\[6n)?"
 FILTER: Final = Path(__file__).parent.parent / "data/guest/socket_filter.c"
 PACKETS: Final = 256
 MIB: Final = 1 << 20
-BAD: Final = ("Oops", "BUG:", "Call Trace", "WARNING: CPU", "rcu_preempt detected", "soft lockup")
-"""What a kernel says when it is not well."""
 
 VMPL0, VMPL2 = ("--no-svsm",), ()
 SUITES: Final = ("bookworm", "trixie", "sid")
@@ -56,35 +52,6 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Linux]:
         return known[suite]
 
     return get
-
-
-class Shell:
-    """A booted kernel's shell on the console."""
-
-    def __init__(self, svsmd: Start, linux: Linux, *options: str) -> None:
-        files = (f"--kernel={linux.kernel}", f"--initrd={linux.initrd}")
-        self.machine = svsmd(*files, f"--append={COMMAND_LINE}", *options)
-        self.console = self.machine.console()
-        self.console.expect("SVMBOOT: shell", BOOT_SECONDS)
-        self.console.expect(PROMPT)
-        # Messages of the kernel would get between the lines of programs.
-        self.run("dmesg -n 1")
-
-    def run(self, command: str) -> str:
-        """The output of a command that succeeds, without what was typed."""
-        self.console.send(f"{command} && echo d'on'e\r")
-        before = len(self.console.transcript)
-        self.console.expect("^done$")
-        self.console.expect(PROMPT)
-        return self.console.transcript[before:]
-
-    def power_off(self) -> None:
-        """The end of a machine that was well all the time."""
-        self.console.send("poweroff -f\r")
-        assert self.machine.wait() == 0, self.machine.stderr
-        assert "the guest powered off" in self.machine.stderr
-        for bad in BAD:
-            assert bad not in self.console.transcript, self.console.transcript
 
 
 def check(shell: Shell, release: str, vmpl: int, ncpus: int) -> None:
