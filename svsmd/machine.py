@@ -49,6 +49,7 @@ from svsmd.host.outcome import (
     Terminated,
 )
 from svsmd.host.platform import Platform, PlatformConfig
+from svsmd.host.termination import describe
 from svsmd.host.timers import TICKS_PER_SECOND
 from svsmd.images import image_path
 from svsmd.payload import Payload, read_payload
@@ -322,8 +323,8 @@ class Machine:
                     code = ExitCode.GUEST_CRASHED
                 return Ended(
                     code,
-                    f"{who} asked to be terminated: reason set {reason_set}, "
-                    f"code {reason_code:#x} (vCPU {vcpu}, VMPL{vmpl})",
+                    f"{who} asked to be terminated (vCPU {vcpu}, VMPL{vmpl}), "
+                    f"{describe(reason_set, reason_code)}",
                 )
             case Crashed(text):
                 return Ended(ExitCode.GUEST_CRASHED, f"the guest crashed: {text}")

@@ -41,8 +41,12 @@ def kernel(tmp_path: Path) -> Callable[[bytes], Path]:
 @pytest.mark.parametrize(
     ("code", "exit_code", "reason"),
     [
-        (TERMINATE, 3, "the guest asked to be terminated"),
-        (TRIPLE_FAULT, 4, "the guest crashed"),
+        (
+            TERMINATE,
+            3,
+            "terminated (vCPU 0, VMPL2), reason set 0, code 0x0: it said",
+        ),
+        (TRIPLE_FAULT, 4, "the guest crashed: vCPU 0 at VMPL2: triple fault ("),
         (WILD_GHCB, 4, "the guest crashed"),
     ],
 )
