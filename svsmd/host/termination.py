@@ -2,7 +2,8 @@
 """What a guest means that asks to be terminated: reason sets and codes in words.
 
 Spec: 56421, 2.3.1 (termination request) for set 0; Linux arch/x86/include/asm/sev-common.h for set
-1, which is Linux's and which other guests have adopted.
+1, which is Linux's and which other guests have adopted; docs/protocols/core.md for set 2, that of the
+SVSM that comes with svsmd.
 """
 
 from typing import Final
@@ -27,6 +28,11 @@ REASONS: Final[dict[int, tuple[str, ...]]] = {
         "Secure TSC could not be set up",
         "the SVSM did not accept another calling area",
         "Secure AVIC failed",
+    ),
+    2: (
+        "it panicked, and its log says why",
+        "it took an exception",
+        "the host restarts its guest with other pages than those of the launch",
     ),
 }
 """By set and code."""

@@ -206,7 +206,8 @@ def test_another_payload_is_not_started_again() -> None:
     driver.machine._payload.append = "other words"
     end = driver.type("reboot")
     assert end.exit_code == ExitCode.GUEST_CRASHED
-    assert "the SVSM asked to be terminated: reason set 2, code 0x2" in end.reason
+    assert end.reason.startswith("the SVSM asked to be terminated (vCPU 0, VMPL0)")
+    assert "reason set 2, code 0x2: the host restarts its guest with other pages" in end.reason
     assert b"are not those of the launch" in driver.svsm
 
 
