@@ -34,7 +34,9 @@ from tools.kernel_modules import fetch_modules
 
 BUSYBOX_PACKAGE: Final = "busybox-static"
 READY: Final = "SVMBOOT: shell"
-"""What init prints before its shell."""
+"""What init prints before its shell, or before its script."""
+SCRIPT: Final = "script"
+"""File in which the commands are that init runs in place of a shell."""
 
 INIT: Final = f"""\
 #!/bin/busybox sh
@@ -52,6 +54,7 @@ if [ -n "$root" ]; then
   exec switch_root /newroot /sbin/init
 fi
 echo "{READY} $(uname -r)"
+[ -e /{SCRIPT} ] && exec sh /{SCRIPT}
 exec setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'
 """
 
@@ -95,6 +98,7 @@ def initrd(
     busybox: bytes,
     modules: Mapping[str, bytes] | None = None,
     programs: Mapping[str, bytes] | None = None,
+    script: str | None = None,
 ) -> bytes:
     """The archive with this busybox, `INIT`, and the console that the kernel gives to it.
 
@@ -102,6 +106,7 @@ def initrd(
         busybox: the program.
         modules: kernel modules by name, in the order in which `INIT` loads them.
         programs: other programs by name; they are in /bin.
+        script: commands that `INIT` runs in place of a shell; the last one powers the machine off.
     """
     names = ("bin", "dev", "lib", "lib/modules", "newroot", "proc", "sys")
     return newc(
@@ -118,6 +123,7 @@ def initrd(
                 Entry(f"bin/{name}", stat.S_IFREG | 0o755, data)
                 for name, data in (programs or {}).items()
             ),
+            *([] if script is None else [Entry(SCRIPT, stat.S_IFREG | 0o644, script.encode())]),
         ]
     )
 

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from tools.make_initrd import INIT, Entry, initrd, is_static, newc
+from tools.make_initrd import INIT, SCRIPT, Entry, initrd, is_static, newc
 
 
 def read_newc(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
@@ -44,6 +44,15 @@ def test_initrd() -> None:
     assert files["init"][1].decode() == INIT
     assert files["dev/console"][0] == stat.S_IFCHR | 0o600
     assert files["dev/console"][2] == (5, 1)
+    assert SCRIPT not in files
+
+
+def test_a_script_takes_the_place_of_the_shell() -> None:
+    files = read_newc(initrd(b"busybox", script="poweroff -f\n"))
+    assert files[SCRIPT][1] == b"poweroff -f\n"
+    init = files["init"][1].decode()
+    assert init == INIT
+    assert init.index(f"exec sh /{SCRIPT}") < init.index("exec sh -i")
 
 
 def test_is_static(tmp_path: Path) -> None:
