@@ -2,8 +2,8 @@
 """What a guest means that asks to be terminated: reason sets and codes in words.
 
 Spec: 56421, 2.3.1 (termination request) for set 0; Linux arch/x86/include/asm/sev-common.h for set
-1, which is Linux's and which other guests have adopted; docs/protocols/core.md for set 2, that of the
-SVSM that comes with svsmd.
+1, which is Linux's and which other guests have adopted; docs/protocols/core.md for set 2, that of
+the SVSM that comes with svsmd.
 """
 
 from typing import Final

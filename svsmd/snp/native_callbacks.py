@@ -100,9 +100,26 @@ class _Shared(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Exchange(ctypes.Structure):
+    """struct exchange of native/accel.c."""
+
+    _fields_ = (
+        ("header", ctypes.c_uint64),
+        ("regs", ctypes.c_uint32), ("cc_src", ctypes.c_uint32), ("cc_op", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+        ("load", ctypes.c_void_p), ("store", ctypes.c_void_p), ("flags", ctypes.c_void_p),
+        ("raise_", ctypes.c_void_p),
+    )  # fmt: skip
+
+
 def native_library() -> Path:
     """Where the compiled callbacks are looked for."""
     return Path(__file__).with_name("native") / "accel.so"
+
+
+def host_address(function: Any) -> int:
+    """Where a foreign function is."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 class NativeCallbacks(EngineCallbacks):
@@ -127,6 +144,7 @@ class NativeCallbacks(EngineCallbacks):
         ):
             engine.hook(kind, function, self._user, *extra)
         self._replace_functions()
+        self._replace_exchanges()
 
     def _fill(self, shared: _Shared) -> None:
         engine, layout = self._engine, self._engine.layout
@@ -141,10 +159,10 @@ class NativeCallbacks(EngineCallbacks):
             setattr(shared, name, getattr(layout, name))
         for field, symbol in _FUNCTIONS:
             function = engine.internal(symbol)
-            setattr(shared, field, ctypes.cast(function, ctypes.c_void_p).value)
-        shared.emu_stop = ctypes.cast(engine.lib.uc_emu_stop, ctypes.c_void_p).value
+            setattr(shared, field, host_address(function))
+        shared.emu_stop = host_address(engine.lib.uc_emu_stop)
         self._exit_handler = _EXIT_HANDLER(self._on_exit)
-        shared.exit_handler = ctypes.cast(self._exit_handler, ctypes.c_void_p).value
+        shared.exit_handler = host_address(self._exit_handler)
         shared.slice_end = shared.deadline = shared.skip_breakpoint = NEVER
         shared.v_irq = -1
         shared.tsc_scale = TSC_SCALE_ONE
@@ -174,7 +192,7 @@ class NativeCallbacks(EngineCallbacks):
         rows += [private.start, private.size, private.host, 0, 0]
         table = (ctypes.c_uint64 * len(rows))(*rows)
         own = (ctypes.c_void_p * len(_REPLACED))(
-            *(ctypes.cast(engine.internal(name), ctypes.c_void_p).value for name, _ in _REPLACED)
+            *(host_address(engine.internal(name)) for name, _ in _REPLACED)
         )
         handle = ctypes.c_void_p(engine.address)
         count = len(regions) + 1
@@ -187,6 +205,21 @@ class NativeCallbacks(EngineCallbacks):
             function = getattr(library, replacement)
             if not library.svsmd_interpose(engine.internal(name), engine.symbol(name), function):
                 raise EngineMismatch(f"the engine does not call {name} through its linkage table")
+
+    def _replace_exchanges(self) -> None:
+        """Lets native code execute CMPXCHG8B and CMPXCHG16B."""
+        layout, internal = self._engine.layout, self._engine.internal
+        needs = _Exchange(
+            header=BLOCK_HEADER, regs=layout.regs, cc_src=layout.cc_src, cc_op=layout.cc_op,
+            load=host_address(internal("cpu_ldq_data_ra")),
+            store=host_address(internal("cpu_stq_data_ra")),
+            flags=host_address(internal("cpu_cc_compute_all")),
+            raise_=host_address(internal("raise_exception_err_ra")),
+        )  # fmt: skip
+        engines_8b = internal("helper_cmpxchg8b_unlocked")
+        engines_16b = internal("helper_cmpxchg16b_unlocked")
+        if not self._library.svsmd_replace_exchanges(ctypes.byref(needs), engines_8b, engines_16b):
+            raise EngineMismatch("the engine's code cannot be written to")
 
     def _tlb(self) -> int:
         """Host address of the engine's TLB: three pairs of (mask, table) in front of the state."""

@@ -13,6 +13,8 @@ They do what those in C do, two hundred times slower, with three differences in 
   started again, for which it looks the block up.
 - C code is called at instructions with breakpoints. Here a block with a breakpoint inside is
   translated anew, with as many instructions as there are before it.
+- C code executes CMPXCHG8B and CMPXCHG16B in the engine's place, which needs RFLAGS in its state to
+  do so. It has them there at the start of a block: such an instruction is treated as a breakpoint.
 
 All exits go to the exit handler, and all mappings stay marked for the engine's slow path of stores:
 neither costs anything beside these callbacks.
@@ -40,7 +42,7 @@ from svsmd.snp.engine_callbacks import (
 from svsmd.snp.engine_layout import JUMP_CACHE_SLOTS, NEXT_FLAGS, SEGMENT_STRIDE, jump_cache_slot
 from svsmd.snp.engine_regions import ram_regions
 from svsmd.snp.secure_tsc import TSC_SCALE_ONE
-from svsmd.snp.types import PAGE_SHIFT
+from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 _BLOCK_HOOK = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
@@ -76,6 +78,11 @@ _DR7_FIXED: Final = 1 << 10
 _DR7_DR0_IS_PORT: Final = _DR7_FIXED | 2 << 16 | 1 << 0
 """24593, 13.1.1.4: breakpoint 0 is local, one byte long, and on accesses to a port."""
 _NO_PAGE: Final = (1 << 64) - 1
+_EXCHANGE: Final = b"\x0f\xc7"
+_PREFIXES: Final = frozenset(
+    b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3" + bytes(range(0x40, 0x50))
+)
+"""Legacy ones and, in 64-bit code, REX; in other code those are instructions of one byte."""
 _RECORD: Final = struct.Struct("<QQIHHIIQQQQQQQ")
 
 
@@ -132,6 +139,13 @@ def _sleb128(at: int) -> tuple[int, int]:
         shift += 7
         if not byte & 0x80:
             return value - (1 << shift if byte & 0x40 else 0), at
+
+
+def _is_exchange(instruction: bytes) -> bool:
+    """Whether it is CMPXCHG8B or CMPXCHG16B: 0F C7 /1 with an operand in memory (24594)."""
+    opcode = next((i for i, byte in enumerate(instruction) if byte not in _PREFIXES), 0)
+    rest = instruction[opcode:]
+    return rest[:2] == _EXCHANGE and rest[2:3] < b"\xc0" and rest[2] >> 3 & 7 == 1
 
 
 @dataclass(slots=True)
@@ -214,6 +228,11 @@ class PythonCallbacks(EngineCallbacks):
         """Why the next block does not run, until the exit handler has heard of it."""
         self._error: BaseException | None = None
         self._breakpoints: set[int] = set()
+        self._cuts: dict[tuple[int, int], int] = {}
+        """Instructions before the first that must begin a block, by that block's address and size.
+
+        One may outlive its code: wherever a block is cut, it computes the same.
+        """
         self._next_flags = ctypes.c_uint32.from_address(lay.cpu + NEXT_FLAGS)
         self._install()
 
@@ -294,7 +313,9 @@ class PythonCallbacks(EngineCallbacks):
                     self._start_again()
                 return
             state = self.state
-            if self._breakpoints and self._cut(block):
+            if self._generated:
+                self._look_for_exchange(block)
+            if (self._breakpoints or self._cuts) and self._cut(block):
                 return
             if state.ticks >= state.next_check and self._check(block):
                 return
@@ -401,14 +422,33 @@ class PythonCallbacks(EngineCallbacks):
 
     def _cut(self, block: _Block) -> bool:
         """Has a block that has a breakpoint inside translated up to there; returns whether so."""
+        count = self._cuts.get((block.pc, block.size), block.icount)
         inside = {b for b in self._breakpoints if block.pc < b < block.pc + block.size}
         if inside:
-            for count, address in enumerate(block.addresses()):
-                if address in inside:
-                    self._next_flags.value = count
-                    self._start_again()
-                    return True
-        return False
+            places = (i for i, address in enumerate(block.addresses()) if address in inside)
+            count = min(count, next(places, count))
+        if count >= block.icount:
+            return False
+        self._next_flags.value = count
+        self._start_again()
+        return True
+
+    def _look_for_exchange(self, block: _Block) -> None:
+        """Remembers where a new block has to be cut for a CMPXCHG8B or CMPXCHG16B."""
+        offset = block.page_0 & ~PAGE_MASK | block.pc & PAGE_MASK
+        here = min(block.size, PAGE_SIZE - (offset & PAGE_MASK))
+        host = self._engine.memory.address
+        code = ctypes.string_at(host + offset, here)
+        if here < block.size:
+            code += ctypes.string_at(host + (block.page_1 & ~PAGE_MASK), block.size - here)
+        if _EXCHANGE not in code:
+            return
+        addresses = list(block.addresses())
+        for count in range(1, block.icount):
+            instruction = code[addresses[count] - block.pc : addresses[count + 1] - block.pc]
+            if _is_exchange(instruction):
+                self._cuts[block.pc, block.size] = count
+                return
 
     def _breakpoint(self, pc: int) -> bool:
         """There is one at the start of the block; returns whether it is not to be passed."""

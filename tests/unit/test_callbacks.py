@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,21 @@ def test_selftest_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     native = selftest()
     monkeypatch.setattr(cpu_unicorn, "native_library", lambda: Path("/nowhere/accel.so"))
     assert selftest() == native
+
+
+def test_python_gets_no_help_from_native_code() -> None:
+    """What native code has changed in the engine stays changed, in its own process only."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "python",
+            "tests/unit/test_engine.py::test_each_snippet_stopped_everywhere",
+        ],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def test_native_ports_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

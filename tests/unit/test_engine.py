@@ -35,6 +35,10 @@ SNIPPETS = (
     f"std; mov ecx, 4; mov edi, {DATA + 200}; rep stosw; cld",
     f"lock inc dword ptr [{DATA}]; inc dword ptr [{DATA + 8}]",
     f"mov r10, {DATA + 16}; lock xadd [r10], rax; cmpxchg [r10], rbx; setz bl",
+    f"mov r10, {DATA + 32}; mov r9, -1; stc; lock inc qword ptr [r10]; push 2; popfq; "
+    "mov r9, 0x7777; add r9, r9; lock cmpxchg8b [r10]; jz 1f; nop; 1: pushfq; pop r8",
+    f"mov r10, {DATA + 32}; lock inc qword ptr [r10]; push 2; popfq; jmp 1f; 1: mov r8, -4; "
+    "add r8, 0x7f7f7f; cmpxchg16b [r10]; pushfq; pop r11; jnz 2f; nop; 2: nop",
     "ud2",
     f"mov r10, {MEMORY * 2}; mov r11, [r10]; nop",
     "xor ecx, ecx; div ecx",

@@ -19,6 +19,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 typedef struct uc_struct uc_engine;
 
@@ -75,7 +76,7 @@ enum stop_reason {
 /* Why the engine's own code raised #DB. */
 enum trap { TRAP_NONE, TRAP_BREAKPOINT, TRAP_SHARED_FETCH };
 
-enum { RAX = 0, RCX = 1, RDX = 2, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STRIDE = 24 };
+enum { RAX = 0, RCX = 1, RDX = 2, RBX = 3, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STRIDE = 24 };
 
 #define EFER_SCE (1u << 0)
 #define EFLAGS_TF (1u << 8)
@@ -86,7 +87,9 @@ enum { RAX = 0, RCX = 1, RDX = 2, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STR
 #define EFLAGS_IOPL(flags) ((flags) >> 12 & 3)
 #define EFLAGS_ARITHMETIC 0x8d5u /* the engine keeps these, and DF, apart */
 #define EFLAGS_DF (1u << 10)
+#define CC_OP_DYNAMIC 0
 #define CC_OP_EFLAGS 1
+#define CC_Z (1u << 6)
 #define HF_CPL 3u
 #define HF_INHIBIT_IRQ (1u << 3)
 #define HF_CS32 (1u << 4)
@@ -125,6 +128,7 @@ enum {
 	EXIT_MWAIT = 0x18b,
 	VECTOR_DB = 1,
 	VECTOR_UD = 6,
+	VECTOR_GP = 13,
 	VECTOR_PF = 14,
 	VECTOR_VC = 29,
 };
@@ -767,6 +771,117 @@ static unsigned index_in_block(const struct block *b, uint64_t rip, uint32_t *le
 	if (found != b->icount)
 		*length = (uint32_t)(b->pc + b->size - rip);
 	return found;
+}
+
+/*
+ * Compare and exchange of 8 and 16 bytes. The engine's own functions compute RFLAGS from the state,
+ * where the translator has not noted by then what the last instruction left the flags in: they mix
+ * bits of data into RFLAGS, the single-step flag included, unless the instruction begins its block.
+ * Ours, which take their place, look that up in the block's records. All engines of the process get
+ * them; what they need is the same for all.
+ */
+struct exchange {
+	uint64_t header;
+	uint32_t regs, cc_src, cc_op, padding;
+	uint64_t (*load)(void *env, uint64_t address, uintptr_t return_address);
+	void (*store)(void *env, uint64_t address, uint64_t value, uintptr_t return_address);
+	uint32_t (*flags)(void *env, int cc_op);
+	void (*raise)(void *env, int vector, int error_code, uintptr_t return_address);
+};
+
+static struct exchange exchange;
+
+/* RFLAGS before the instruction whose host code this address is in. */
+static uint32_t flags_before(uint8_t *env, uintptr_t return_address)
+{
+	const struct shared where = { .header = exchange.header };
+	const struct block *b = block_of(&where, return_address);
+	uintptr_t host;
+	const uint8_t *p;
+	int64_t op = CC_OP_DYNAMIC, d;
+	uint32_t known;
+	unsigned i;
+
+	memcpy(&known, env + exchange.cc_op, sizeof(known));
+	if (!b)
+		return exchange.flags(env, (int)known);
+	host = (uintptr_t)b->code;
+	p = b->code + b->code_size;
+	for (i = 0; i < b->icount; i++) {
+		p = sleb128(p, &d);
+		p = sleb128(p, &d);
+		op += d;
+		p = sleb128(p, &d);
+		host += (uintptr_t)d;
+		if (host >= return_address)
+			break;
+	}
+	return exchange.flags(env, op == CC_OP_DYNAMIC ? (int)known : (int)op);
+}
+
+/* Writes back what was there if it is not what was expected: the store may fault either way. */
+static void compare_exchange(uint8_t *env, uint64_t address, int words, uintptr_t return_address)
+{
+	uint64_t *regs = (uint64_t *)(env + exchange.regs), *cc_src;
+	uint64_t flags = flags_before(env, return_address) & ~CC_Z;
+	uint64_t old[2], expected[2] = { regs[RAX], regs[RDX] }, wanted[2] = { regs[RBX], regs[RCX] };
+	int i, equal = 1;
+
+	if (words == 1) {
+		expected[0] = (uint32_t)regs[RAX] | regs[RDX] << 32;
+		wanted[0] = (uint32_t)regs[RBX] | regs[RCX] << 32;
+	}
+	for (i = 0; i < words; i++) {
+		old[i] = exchange.load(env, address + 8 * i, return_address);
+		equal &= old[i] == expected[i];
+	}
+	for (i = 0; i < words; i++)
+		exchange.store(env, address + 8 * i, equal ? wanted[i] : old[i], return_address);
+	if (equal) {
+		flags |= CC_Z;
+	} else {
+		regs[RAX] = words == 1 ? (uint32_t)old[0] : old[0];
+		regs[RDX] = words == 1 ? old[0] >> 32 : old[1];
+	}
+	cc_src = (uint64_t *)(env + exchange.cc_src);
+	*cc_src = flags;
+}
+
+static void cmpxchg8b(void *env, uint64_t address)
+{
+	compare_exchange(env, address, 1, (uintptr_t)__builtin_return_address(0));
+}
+
+static void cmpxchg16b(void *env, uint64_t address)
+{
+	uintptr_t return_address = (uintptr_t)__builtin_return_address(0);
+
+	if (address & 15)
+		exchange.raise(env, VECTOR_GP, 0, return_address);
+	compare_exchange(env, address, 2, return_address);
+}
+
+/* Lets a function of the engine begin with a jump to ours. Returns whether that is possible. */
+static int replace(void *theirs, void (*ours)(void *, uint64_t))
+{
+	uint8_t jump[12] = { 0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0 }; /* mov rax; jmp rax */
+	uintptr_t page = (uintptr_t)theirs & ~(uintptr_t)4095;
+	size_t size = (uintptr_t)theirs + sizeof(jump) - page;
+
+	memcpy(jump + 2, &ours, sizeof(ours));
+	if (!memcmp(theirs, jump, sizeof(jump)))
+		return 1;
+	if (mprotect((void *)page, size, PROT_READ | PROT_WRITE | PROT_EXEC))
+		return 0;
+	memcpy(theirs, jump, sizeof(jump));
+	return !mprotect((void *)page, size, PROT_READ | PROT_EXEC);
+}
+
+/* Returns whether the engine's functions for CMPXCHG8B and CMPXCHG16B are ours from now on. */
+int svsmd_replace_exchanges(const struct exchange *with, void *engines_8b, void *engines_16b)
+{
+	exchange = *with;
+	return replace(engines_8b, cmpxchg8b) && replace(engines_16b, cmpxchg16b);
 }
 
 /* Takes off the instructions of the current block that have not run. */
