@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: MIT
+"""Stock kernels with the symbols that are in them: without one that runs, and in a live machine."""
+
+import re
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.kernel_image import ORC_HASHES, Orc, read_rows
+from tests.svsmd_process import Console, Linux, Program, SvsmdProcess
+from tests.symbol_reader import SymbolReader
+from tests.unwinders import assert_same_caller
+from tools.apt_packages import AptError, os_release
+from tools.fetch_kernel import fetch_kernel
+from tools.symbols.call_frames import Landings
+from tools.symbols.dwarf import Reg
+from tools.symbols.image import read_image
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+Start = Callable[..., SvsmdProcess]
+
+TOOL = Path(__file__).parent.parent.parent / "tools" / "kernel_symbols.py"
+BOOT_SECONDS = 180.0
+PROMPT = r"# (?:\x1b\[6n)?"
+OPENED = "/proc/version"
+CURRENT = (
+    # Before 6.15 in a structure, then a variable of its own.
+    "((struct pcpu_hot *)($gs_base + (long)&pcpu_hot))->current_task",
+    "*(struct task_struct **)($gs_base + (long)&current_task)",
+)
+ON_DEBIAN = os_release().get("ID") == "debian"
+STOCK = "stock"
+"""The kernel of the other tests."""
+
+
+def kernel_of(suite: str, linux: Linux) -> Path:
+    """That kernel, or the one of a suite of Debian."""
+    try:
+        return linux.kernel if suite == STOCK else fetch_kernel(suite)
+    except (AptError, OSError) as error:
+        pytest.skip(f"no kernel of {suite}: {error}")
+
+
+def make_symbols(kernel: Path, directory: Path, *options: str) -> Path:
+    """The symbols of a kernel; there is nothing to complain of."""
+    output = directory / f"{kernel.name}.symbols"
+    command = [sys.executable, str(TOOL), str(kernel), str(output), *options]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    return output
+
+
+@pytest.fixture(scope="module", params=[STOCK, *(["sid"] if ON_DEBIAN else [])])
+def booted(
+    request: pytest.FixtureRequest, linux: Linux, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Linux, Path]:
+    """A kernel that runs under an SVSM with its initrd, and its symbols."""
+    kernel = kernel_of(request.param, linux)
+    symbols = make_symbols(kernel, tmp_path_factory.mktemp("symbols"))
+    return Linux(kernel, linux.initrd), symbols
+
+
+# -- without a machine --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suite", [STOCK, *(["bookworm", "sid"] if ON_DEBIAN else [])])
+def test_what_gdb_knows(suite: str, linux: Linux, gdb_program: str, tmp_path: Path) -> None:
+    symbols = make_symbols(kernel_of(suite, linux), tmp_path)
+    commands = (
+        "print sizeof(struct pt_regs)",
+        "ptype vfs_read",
+        "whatis jiffies",
+        "whatis init_task",
+        "info symbol entry_SYSCALL_64_after_hwframe",
+        "print &((struct pt_regs *)0)->ip",
+        "break do_sys_openat2",
+    )
+    arguments = [part for command in commands for part in ("-ex", command)]
+    done = subprocess.run(
+        [gdb_program, "-nx", "-batch", *arguments, symbols],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert [re.sub(r"0x[0-9a-f]+", "0x", line) for line in done.stdout.splitlines()] == [
+        "$1 = 168",
+        "type = long (struct file *, char *, size_t, loff_t *)",
+        "type = unsigned long",
+        "type = struct task_struct",
+        "entry_SYSCALL_64_after_hwframe in section .text",
+        "$2 = (unsigned long *) 0x",
+        "Breakpoint 1 at 0x",
+    ]
+
+
+@pytest.mark.parametrize("suite", [STOCK, *(["bookworm", "sid"] if ON_DEBIAN else [])])
+def test_call_frames(suite: str, linux: Linux, tmp_path: Path) -> None:
+    """They lead where the kernel's own unwinder goes, from some instructions of each kind."""
+    kernel = kernel_of(suite, linux)
+    sections = read_image(kernel.read_bytes())
+    ips, entries = sections[".orc_unwind_ip"], sections[".orc_unwind"]
+    header = sections.get(".orc_header")
+    versions = {known: version for version, known in ORC_HASHES.items()}
+    version = versions[header.data.hex()] if header else "6.1"
+    rows = read_rows(ips.data, ips.address, entries.data, version)
+    starts = [row.address for row in rows]
+    reader = SymbolReader(make_symbols(kernel, tmp_path).read_bytes())
+    frames = {frame["initial_location"]: frame for frame in reader.call_frames()}
+    beginnings = sorted(frames)
+    landings = Landings.below(sections[".text"].address)
+    below = [frames[landing - 1] for landing in (landings.iret, landings.regs)]
+
+    random = Random(0)
+    kinds: dict[tuple[str, str, str], list[Orc]] = {}
+    for row in rows:
+        kinds.setdefault((row.kind, row.sp, row.bp), []).append(row)
+    for same in kinds.values():
+        for row in random.sample(same, min(len(same), 60)):
+            place = bisect_right(starts, row.address) - 1
+            row = rows[place]  # the last one for this address
+            near = frames[beginnings[bisect_right(beginnings, row.address) - 1]]
+            registers = {reg: random.getrandbits(64) for reg in Reg} | {Reg.RIP: row.address}
+            assert_same_caller(row, registers, [near, *below], reader.dwarf, landings)
+
+
+# -- with one -----------------------------------------------------------------------------------
+
+
+def boot(svsmd: Start, linux: Linux, *options: str) -> tuple[SvsmdProcess, Console]:
+    """A machine with a shell at its console."""
+    machine = svsmd(
+        f"--kernel={linux.kernel}", f"--initrd={linux.initrd}", "--append=console=ttyS0", *options
+    )
+    console = machine.console()
+    console.expect("SVMBOOT: shell", BOOT_SECONDS)
+    console.expect(PROMPT)
+    return machine, console
+
+
+@contextmanager
+def attached(machine: SvsmdProcess, gdb: str, symbols: Path) -> Iterator[Program]:
+    """An interactive gdb with a kernel's symbols."""
+    with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=symbols)) as session:
+        session.expect("^attached")
+        yield session
+
+
+def frames(gdb: Program) -> list[str]:
+    """The functions of a backtrace, innermost first: "??" where gdb knows none."""
+    start = len(gdb.transcript)
+    gdb.send("backtrace")
+    gdb.send("echo that is all\\n")
+    gdb.expect("that is all")
+    text = gdb.transcript[start:]
+    assert "Backtrace stopped" not in text, text
+    pattern = r"#\d+ +(?:0x[0-9a-f]+ in )?(<signal handler called>|[\w.]+ \(|\?\? \()"
+    return [found.removesuffix(" (") for found in re.findall(pattern, text)]
+
+
+def assert_in_order(found: list[str], expected: list[str]) -> None:
+    """What is expected is there in that order, with anything in between."""
+    rest = iter(found)
+    assert all(name in rest for name in expected), found
+
+
+def number(gdb: Program, expression: str) -> int:
+    """The value of an expression."""
+    gdb.send(f'printf "value %ld.\\n", (long)({expression})')
+    return int(gdb.expect(r"value (-?\d+)\.")[1])
+
+
+def work_and_power_off(machine: SvsmdProcess, console: Console) -> None:
+    """Nothing is wrong with the guest after all this."""
+    console.send("echo $((6 * 7))\r")
+    console.expect("^42$")
+    console.send("poweroff -f\r")
+    assert machine.wait() == 0, machine.stderr
+    assert not re.search(r"Oops|BUG:|Call Trace|WARNING: CPU", console.transcript)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_running_kernel(
+    svsmd: Start, booted: tuple[Linux, Path], gdb_program: str, cpus: int
+) -> None:
+    """A system call, an interrupt on each vCPU, idle vCPUs, variables, and away again."""
+    linux, symbols = booted
+    machine, console = boot(svsmd, linux, f"--cpus={cpus}")
+    with attached(machine, gdb_program, symbols) as gdb:
+        gdb.send(f'break do_sys_openat2 if $_streq((char *)filename, "{OPENED}")')
+        gdb.expect("Breakpoint 1 at 0x")
+        gdb.send("continue")
+        gdb.expect("Continuing")
+        console.send(f"cat {OPENED}\r")
+        gdb.expect(rf'Breakpoint 1, .*do_sys_openat2 \(dfd=-100, filename=0x\w+ "{OPENED}", how=0x')
+        assert frames(gdb) == [
+            "do_sys_openat2", "__x64_sys_openat", "do_syscall_64",
+            "entry_SYSCALL_64_after_hwframe", "<signal handler called>", "??",
+        ]  # fmt: skip
+        gdb.send("print *how")
+        gdb.expect(r"= \{flags = 32768, mode = 0, resolve = 0\}")
+        before = number(gdb, "jiffies")
+        old, new = CURRENT
+        gdb.send("info address pcpu_hot")
+        current = new if gdb.expect("No symbol|is ")[0] == "No symbol" else old
+        gdb.send(f"print ({current})->comm")
+        gdb.expect(r'= "cat"')
+        gdb.send("finish")
+        gdb.expect(r"__x64_sys_openat[^\0]*Value returned is \$\d+ = 3")
+        # A caller's registers are not known, and are not made up.
+        gdb.send("up")
+        gdb.send("print $rbx")
+        gdb.expect("<not saved>")
+        gdb.send("delete")
+
+        for thread in range(1, cpus + 1):
+            gdb.send(f"tbreak update_process_times thread {thread}")
+            gdb.expect(r"Temporary breakpoint \d+ at 0x")
+            gdb.send("continue")
+            gdb.expect(r"Temporary breakpoint \d+, .*update_process_times \(user_tick=[01]\)")
+            found = frames(gdb)
+            assert_in_order(
+                found,
+                ["update_process_times", "asm_sysvec_apic_timer_interrupt",
+                 "<signal handler called>"],
+            )  # fmt: skip
+            interrupted = found[found.index("<signal handler called>") + 1 :]
+            # An idle vCPU, a kernel thread, a system call or a program; each is known to its end.
+            assert interrupted
+            assert found[-1] in (
+                "common_startup_64", "ret_from_fork_asm", "??"
+            ), found  # fmt: skip
+        assert number(gdb, "jiffies") > before
+
+        # Sooner or later they have nothing to do.
+        for thread in range(1, cpus + 1):
+            gdb.send(f"tbreak tick_nohz_idle_enter thread {thread}")
+            gdb.send("continue")
+            gdb.expect("Temporary breakpoint \\d+, .*tick_nohz_idle_enter")
+            assert_in_order(frames(gdb), ["tick_nohz_idle_enter", "do_idle", "common_startup_64"])
+        gdb.send("detach")
+        gdb.expect("detached")
+    work_and_power_off(machine, console)
+
+
+def test_interrupts_of_a_busy_kernel(
+    svsmd: Start, booted: tuple[Linux, Path], gdb_program: str
+) -> None:
+    """Wherever an interrupt comes, its backtrace goes down to where the kernel was entered."""
+    linux, symbols = booted
+    machine, console = boot(svsmd, linux, "--cpus=2")
+    console.send("dd if=/dev/zero of=/dev/null bs=1M &\r")
+    console.expect(PROMPT)
+    console.send("while :; do :; done &\r")
+    console.expect(PROMPT)
+    with attached(machine, gdb_program, symbols) as gdb:
+        gdb.send("break update_process_times")
+        gdb.expect(r"Breakpoint 1 at 0x")
+        seen = set()
+        for _ in range(25):
+            gdb.send("continue")
+            gdb.expect(r"Breakpoint 1, .*update_process_times \(")
+            found = frames(gdb)
+            assert_in_order(found, ["asm_sysvec_apic_timer_interrupt", "<signal handler called>"])
+            ends = ("common_startup_64", "ret_from_fork_asm", "??")
+            assert found[-1] in ends, found
+            seen |= set(found)
+        assert {"entry_SYSCALL_64_after_hwframe", "??"} <= seen
+        gdb.send("delete")
+        gdb.send("continue")
+        gdb.expect("Continuing")
+    console.send("kill %1 %2\r")
+    work_and_power_off(machine, console)
+
+
+def test_kernel_that_has_moved(
+    svsmd: Start, booted: tuple[Linux, Path], gdb_program: str, tmp_path: Path
+) -> None:
+    """LSTAR tells how far it has; or /proc/kallsyms does."""
+    linux, symbols = booted
+    machine, console = boot(svsmd, linux, "--decompress=guest")
+    console.send("grep ' _text$' /proc/kallsyms\r")
+    text = console.expect("^([0-9a-f]{16}) T _text$")[1]
+    with attached(machine, gdb_program, symbols) as gdb:
+        moved = int(text, 16) - number(gdb, "&_text") % (1 << 64)
+        assert moved == number(gdb, "$lstar-(long)&entry_SYSCALL_64")
+        gdb.send(f"symbol-file -o $lstar-(long)&entry_SYSCALL_64 {symbols}")
+        gdb.send("break do_sys_openat2")
+        gdb.expect("Breakpoint 1 at 0x")
+        gdb.send("continue")
+        gdb.expect("Continuing")
+        console.send(f"cat {OPENED}\r")
+        gdb.expect(r"Breakpoint 1, .*do_sys_openat2 \(dfd=-100, filename=0x")
+        expected = ["do_sys_openat2", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"]
+        assert_in_order(frames(gdb), expected)
+        gdb.send("print linux_banner")
+        gdb.expect(r'= "Linux version ')
+        gdb.send("quit")
+        gdb.wait()
+    fixed = make_symbols(linux.kernel, tmp_path, "--text", text)
+    with attached(machine, gdb_program, fixed) as gdb:
+        assert number(gdb, "&_text") % (1 << 64) == int(text, 16)
+        gdb.send("print linux_banner")
+        gdb.expect(r'= "Linux version ')
+        gdb.send("quit")
+        gdb.wait()
+    work_and_power_off(machine, console)
+
+
+def test_from_the_first_instruction(
+    svsmd: Start, booted: tuple[Linux, Path], gdb_program: str
+) -> None:
+    """Breakpoints by name before the kernel has made its page tables."""
+    linux, symbols = booted
+    machine = svsmd(
+        f"--kernel={linux.kernel}", f"--initrd={linux.initrd}", "--append=console=ttyS0", "-S"
+    )
+    console = machine.console()
+    with attached(machine, gdb_program, symbols) as gdb:
+        gdb.send("break start_kernel")
+        gdb.send("break rest_init")
+        for function in ("start_kernel", "rest_init"):
+            gdb.send("continue")
+            gdb.expect(rf"Breakpoint \d, .*{function} \(\)")
+            assert_in_order(frames(gdb), [function, "x86_64_start_kernel", "common_startup_64"])
+        gdb.send("detach")
+        gdb.expect("detached")
+    console.expect("SVMBOOT: shell", BOOT_SECONDS)
+    console.expect(PROMPT)
+    work_and_power_off(machine, console)
