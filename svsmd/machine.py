@@ -182,7 +182,7 @@ class Machine:
     def _plan_with_svsm(self) -> LaunchPlan:
         """Measured: the SVSM's image, what it is told, the guest's payload, the first VMSA."""
         memory = self.silicon.memory.ranges
-        region = SvsmRegion.at_top_of(memory)
+        region = SvsmRegion.at_top_of(memory, self.config.cpus)
         boot = self._direct_boot(region)
         image = load_svsm_image(image_path("svsm").read_bytes())
         self._connect_core(image)
@@ -353,7 +353,7 @@ class Machine:
         log.info("the guest reset the machine; the SVSM starts it again")
         silicon, old = self.silicon, self.hypervisor
         ram = silicon.memory.ranges
-        region = SvsmRegion.at_top_of(ram)
+        region = SvsmRegion.at_top_of(ram, self.config.cpus)
         boot = self._direct_boot(region)
         self._restarts += 1
         files = {PAYLOAD_FILE.format(n): r.data for n, r in enumerate(boot.ranges)}

@@ -14,7 +14,7 @@ Low memory, every item private and part of the launch::
                                  0x20000 page tables    0x37000 stack
 
 The kernel lies at its own physical addresses from 1 MiB up, the initrd ends below the SVSM region,
-and the SVSM region is the top 4 MiB of the RAM below the MMIO hole.
+and the SVSM region is the top of the RAM below the MMIO hole: 4 MiB or more.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ HIGH_MEMORY_BASE: Final = MIB
 """The lowest address where a kernel may be loaded."""
 
 SVSM_REGION_SIZE: Final = 4 * MIB
+"""The least; it grows with the number of CPUs and with RAM."""
+_SVSM_PAGES_PER_CPU: Final = 6
+"""Its area, VMSA and GHCB (`svsmd.core`)."""
+_SVSM_SHARED_PAGES: Final = 64
+"""Pages that it shares with the host, with room for those that are skipped at 2 MiB."""
 SVSM_IMAGE_MAX_SIZE: Final = 512 * KIB
 
 
@@ -82,18 +87,23 @@ class SvsmRegion:
     DYNAMIC_OFFSET = 0x10_0000
 
     @classmethod
-    def at_top_of(cls, memory: Sequence[range]) -> SvsmRegion:
-        """The region of a machine with this RAM: the top 4 MiB of low memory.
+    def at_top_of(cls, memory: Sequence[range], ncpus: int = 1) -> SvsmRegion:
+        """The region of a machine with this RAM and so many CPUs: the top of low memory.
 
         :raises LoaderError: there is no room for it above 1 MiB.
         """
-        base = (low_ram_top(memory) - SVSM_REGION_SIZE) & -HUGE_PAGE_SIZE
+        # One bit for each page of RAM says whether it is validated.
+        bitmap = sum(map(len, memory)) // PAGE_SIZE // 8
+        pages = ncpus * _SVSM_PAGES_PER_CPU + _SVSM_SHARED_PAGES
+        needed = cls.DYNAMIC_OFFSET + bitmap + pages * PAGE_SIZE
+        size = max(SVSM_REGION_SIZE, (needed + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE)
+        base = (low_ram_top(memory) - size) & -HUGE_PAGE_SIZE
         if base < HIGH_MEMORY_BASE:
             raise LoaderError(
-                "too little memory: the SVSM alone takes 4 MiB above the first 1 MiB",
+                f"too little memory: the SVSM alone takes {size // MIB} MiB above the first 1 MiB",
                 "--memory 64M",
             )
-        return cls(Gpa(base))
+        return cls(Gpa(base), size)
 
     @property
     def end(self) -> int:

@@ -259,6 +259,12 @@ def test_memory_sizes(memory: int) -> None:
     driver.run(PROMPT)
 
 
+def test_as_many_vcpus_as_can_be() -> None:
+    driver = Driver(machine(cpus=255))
+    driver.run(PROMPT)
+    assert b"panic" not in driver.svsm
+
+
 def test_not_a_kernel(tmp_path: Path) -> None:
     path = tmp_path / "kernel"
     path.write_bytes(b"\x7fELF" + bytes(100))
