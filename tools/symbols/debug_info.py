@@ -40,6 +40,10 @@ _I64: Final = 1 << 63
 _U64: Final = 1 << 64
 _ARGUMENTS: Final = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.RCX, Reg.R8, Reg.R9)
 _MAX_IN_REGISTERS: Final = 2 * _WORD
+_PASSED: Final = frozenset({Kind.INT, Kind.ENUM, Kind.STRUCT, Kind.UNION})
+_QUALIFIERS: Final = frozenset(
+    {Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG}
+)
 
 
 def debug_info(
@@ -63,12 +67,6 @@ def debug_info(
     for variable in variables:
         writer.add_variable(variable)
     return writer.end()
-
-
-_PASSED: Final = frozenset({Kind.INT, Kind.ENUM, Kind.STRUCT, Kind.UNION})
-_QUALIFIERS: Final = frozenset(
-    {Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG}
-)
 
 
 class _Writer:

@@ -36,18 +36,16 @@ class Reg(IntEnum):
 
 
 class Cfa(IntEnum):
-    """Call frame instructions. The first three have an operand in their low six bits."""
+    """Call frame instructions. The first two have an operand in their low six bits."""
 
     ADVANCE_LOC = 0x40
     OFFSET = 0x80
-    RESTORE = 0xC0
     ADVANCE_LOC1 = 0x02
     ADVANCE_LOC2 = 0x03
     ADVANCE_LOC4 = 0x04
     UNDEFINED = 0x07
     SAME_VALUE = 0x08
     DEF_CFA = 0x0C
-    DEF_CFA_OFFSET = 0x0E
     DEF_CFA_EXPRESSION = 0x0F
     EXPRESSION = 0x10
     OFFSET_EXTENDED_SF = 0x11
