@@ -106,8 +106,7 @@ class Runner:
         self._clock = clock
         self._running = not paused
         self._in_slice = False
-        self._slices = 0
-        self._slice_begun = trio.Event()
+        self._slice_limit = trio.CancelScope()
         self._ended: Ended | None = None
         self._on_stop: Callable[[target.StopEvent], None] | None = None
         self._last_stop = target.Stopped(tid=1)
@@ -230,14 +229,13 @@ class Runner:
         return self._ended
 
     async def limit_slices(self) -> None:
-        """End slices that take longer than `SLICE_SECONDS`, for ever; at rest while none runs."""
+        """End slices that take longer than `SLICE_SECONDS`, for ever; at rest while none does."""
         while True:
-            if not self._in_slice:
-                await self._slice_begun.wait()
-            number = self._slices
-            await trio.sleep(SLICE_SECONDS)
-            if self._in_slice and self._slices == number:
-                self._machine.request_stop()
+            # Each slice sets its deadline, maybe before this task has come so far.
+            with trio.CancelScope(deadline=self._slice_limit.deadline) as self._slice_limit:
+                await trio.sleep_forever()
+            self._slice_limit.deadline = math.inf
+            self._machine.request_stop()
 
     def _hand_over_input(self) -> None:
         """Type as much as the guest keeps up with; its own buffer has no bound."""
@@ -250,10 +248,8 @@ class Runner:
 
     async def _run_slice(self) -> None:
         self._hand_over_input()
-        self._slices += 1
         self._in_slice = True
-        self._slice_begun.set()
-        self._slice_begun = trio.Event()
+        self._slice_limit.deadline = trio.current_time() + SLICE_SECONDS
         # Shielded: a slice is short, and who cancels the task must not leave a thread behind that
         # still runs a machine whose parts are being closed.
         with trio.CancelScope(shield=True) as self._slice_scope:
@@ -261,6 +257,7 @@ class Runner:
         if self._slice_scope.cancelled_caught:
             raise Abandoned
         self._slice_scope = None
+        self._slice_limit.deadline = math.inf
         self._in_slice = False
         for held, sink in self._outputs:
             if held:
