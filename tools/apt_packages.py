@@ -193,6 +193,7 @@ class AptRoot:
             "APT::Architecture": ARCHITECTURE,
             # The cache is the user's own, where apt's unprivileged user cannot write.
             "APT::Sandbox::User": "root",
+            "Dir::State": directory,
             "Dir::State::lists": directory / "lists",
             "Dir::State::status": directory / "status",
             "Dir::Cache": directory / "cache",
@@ -232,6 +233,19 @@ class AptRoot:
         except AptError:
             return []
         return re.findall(r"^ *Depends: (\S+)$", output, re.MULTILINE)
+
+    def download(self, packages: Sequence[str]) -> list[Path]:
+        """The archives of packages and of all that they depend on, in the root's own cache.
+
+        Raises:
+            AptError: not all of them can be had.
+        """
+        archives = self._directory / "cache" / "archives"
+        for path in archives.glob("*.deb"):  # of older versions, or asked for by others
+            path.unlink()
+        options = ("-qq", "--yes", "--no-install-recommends", "--download-only")
+        self._run("apt-get", *options, "install", *packages)
+        return sorted(archives.glob("*.deb"))
 
     def extract(self, package: str, member: str, target: Path) -> Path:
         """Download a package and put the file that `member` (a regular expression) names there.

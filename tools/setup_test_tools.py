@@ -13,19 +13,29 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
+# Run as a program, this file has nothing of the source tree in sys.path.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.programs import find_program
+
 PROGRAMS: Final = {
-    "test": {"gdb": "gdb", "iasl": "acpica-tools", "telnet": "inetutils-telnet"},
+    "test": {
+        "gdb": "gdb",
+        "iasl": "acpica-tools",
+        "mke2fs": "e2fsprogs",
+        "telnet": "inetutils-telnet",
+    },
     "bench": {"gdb": "gdb", "qemu-system-x86_64": "qemu-system-x86"},
 }
 """What each purpose needs: program, and the package that has it."""
 
 
 def missing_packages(purposes: list[str]) -> list[str]:
-    """Packages of the programs that are not in PATH."""
+    """Packages of the programs that are not here."""
     wanted = {name: package for purpose in purposes for name, package in PROGRAMS[purpose].items()}
-    return sorted({package for name, package in wanted.items() if shutil.which(name) is None})
+    return sorted({package for name, package in wanted.items() if find_program(name) is None})
 
 
 def install(packages: list[str]) -> bool:
