@@ -5,7 +5,8 @@ The processor calls itself a Milan (family 19h, model 1, stepping 1). What the C
 execute is not announced: no AVX, no BMI1, BMI2 and ADX, no XSAVE, no PCID, no RDPID. INVLPGB, which
 an SVSM takes for granted, is not announced either: to Linux it is a feature of a CPU with PCIDs.
 TSC-deadline and the x2APIC, which that Milan has through its hypervisor, are announced as a guest
-sees them.
+sees them. Nothing is executed speculatively here, and CPUID says of each attack on that for which
+it has a bit that it does not work: kernels need no defence.
 
 Spec: AMD64 APM volume 3 (24594), appendix E; the policy for a CPUID page: SNP firmware ABI
 (56860), SNP_LAUNCH_UPDATE and MSG_CPUID_REQ, and AMD's Processor Programming Reference for family
@@ -67,6 +68,7 @@ class CpuidLeaf(IntEnum):
     CACHE_TOPOLOGY = 0x8000_001D
     EXTENDED_APIC_ID = 0x8000_001E
     SECURE_ENCRYPTION = 0x8000_001F
+    EXTENDED_FEATURES_2 = 0x8000_0021
 
 
 class Fn1Ecx(IntFlag):
@@ -166,6 +168,26 @@ class AdvancedPowerEdx(IntFlag):
     """CPUID 8000_0007:EDX."""
 
     TSC_INVARIANT = 1 << 8
+
+
+class AddressSizesEbx(IntFlag):
+    """CPUID 8000_0008:EBX."""
+
+    SSBD_NOT_REQUIRED = 1 << 26
+    BTC_NO = 1 << 29
+
+
+class ExtendedFeatures2Eax(IntFlag):
+    """CPUID 8000_0021:EAX."""
+
+    SRSO_NO = 1 << 29
+
+
+class ExtendedFeatures2Ecx(IntFlag):
+    """CPUID 8000_0021:ECX."""
+
+    TSA_SQ_NO = 1 << 1
+    TSA_L1_NO = 1 << 2
 
 
 class SecureEncryptionEax(IntFlag):
@@ -313,7 +335,7 @@ _LEAVES: Final[dict[tuple[int, int], CpuidResult]] = {
         | HypervisorFeature.CLOCKSOURCE_STABLE
     ),
     (CpuidLeaf.EXTENDED_VENDOR, 0): CpuidResult(
-        CpuidLeaf.SECURE_ENCRYPTION, _VENDOR_EBX, _VENDOR_ECX, _VENDOR_EDX
+        CpuidLeaf.EXTENDED_FEATURES_2, _VENDOR_EBX, _VENDOR_ECX, _VENDOR_EDX
     ),
     (CpuidLeaf.EXTENDED_FEATURES, 0): CpuidResult(
         eax=CPUID_SIGNATURE,
@@ -337,7 +359,10 @@ _LEAVES: Final[dict[tuple[int, int], CpuidResult]] = {
     (CpuidLeaf.L1_CACHE, 0): CpuidResult(0, 0, _L1_CACHE, _L1_CACHE),
     (CpuidLeaf.L2_CACHE, 0): CpuidResult(ecx=_L2_CACHE),
     (CpuidLeaf.ADVANCED_POWER, 0): CpuidResult(edx=AdvancedPowerEdx.TSC_INVARIANT),
-    (CpuidLeaf.ADDRESS_SIZES, 0): CpuidResult(eax=LINEAR_ADDRESS_BITS << 8 | PHYSICAL_ADDRESS_BITS),
+    (CpuidLeaf.ADDRESS_SIZES, 0): CpuidResult(
+        eax=LINEAR_ADDRESS_BITS << 8 | PHYSICAL_ADDRESS_BITS,
+        ebx=AddressSizesEbx.SSBD_NOT_REQUIRED | AddressSizesEbx.BTC_NO,
+    ),
     (CpuidLeaf.CACHE_TOPOLOGY, 0): _cache(1, 1, _L1_KIB),
     (CpuidLeaf.CACHE_TOPOLOGY, 1): _cache(2, 1, _L1_KIB),
     (CpuidLeaf.CACHE_TOPOLOGY, 2): _cache(3, 2, _L2_KIB),
@@ -356,6 +381,10 @@ _LEAVES: Final[dict[tuple[int, int], CpuidResult]] = {
         ),
         MAX_GUESTS,
         MIN_SEV_NO_ES_ASID,
+    ),
+    (CpuidLeaf.EXTENDED_FEATURES_2, 0): CpuidResult(
+        eax=ExtendedFeatures2Eax.SRSO_NO,
+        ecx=ExtendedFeatures2Ecx.TSA_SQ_NO | ExtendedFeatures2Ecx.TSA_L1_NO,
     ),
 }
 
@@ -478,6 +507,7 @@ _RULES: Final[dict[int, _LeafRules]] = {
     CpuidLeaf.CACHE_TOPOLOGY: _LeafRules(_unchecked, _unchecked, _unchecked, _unchecked),
     CpuidLeaf.EXTENDED_APIC_ID: _LeafRules(_unchecked, _unchecked, _unchecked, _unchecked),
     CpuidLeaf.SECURE_ENCRYPTION: _LeafRules(_mask, _exact, _at_most, _unchecked),
+    CpuidLeaf.EXTENDED_FEATURES_2: _LeafRules(_mask, _mask, _mask, _mask),
 }
 """What the security processor lets a hypervisor claim (55898, "CPUID Policy Enforcement")."""
 

@@ -83,6 +83,12 @@ def test_secure_encryption():
     assert cpuid(0x8000_0007).edx == 1 << 8
 
 
+def test_attacks_on_speculation_do_not_work():
+    assert cpuid(0x8000_0000).eax == 0x8000_0021
+    assert cpuid(0x8000_0008).ebx == 1 << 26 | 1 << 29
+    assert cpuid(0x8000_0021) == (1 << 29, 0, 1 << 1 | 1 << 2, 0)
+
+
 @pytest.mark.parametrize("ncpus", [1, 2, 3, 8, 255])
 def test_leaves_that_depend_on_the_vcpu(ncpus: int):
     last = ncpus - 1
@@ -98,7 +104,7 @@ def test_leaves_that_depend_on_the_vcpu(ncpus: int):
     assert cpuid(0x8000_0008, 0, last, ncpus).ecx & 0xFF == last
 
 
-@pytest.mark.parametrize("function", [2, 0xD, 0x1000, 0x8000_0021, 0xFFFF_FFFF, 0x4000_0002])
+@pytest.mark.parametrize("function", [2, 0xD, 0x1000, 0x8000_0022, 0xFFFF_FFFF, 0x4000_0002])
 def test_functions_that_are_not_there(function: int):
     assert cpuid(function) == (0, 0, 0, 0)
 
@@ -121,6 +127,7 @@ def test_index_counts_only_where_it_is_looked_at():
         (0x8000_001F, {"eax": 0x3A | 1 << 28}, {"eax": 0x3A}),  # SVSM present
         (0x8000_001F, {"eax": 0x13A | 1 << 9}, {"eax": 0x13A}),  # TSC_AUX virtualization
         (0x8000_0008, {"eax": 48 << 8 | 52}, {"eax": 48 << 8 | 40}),
+        (0x8000_0021, {"eax": 1 << 29 | 1 << 8}, {"eax": 1 << 29}),  # automatic IBRS
         (0xD, {"ebx": 0x240}, {"ebx": 0}),  # no such leaf
     ],
 )
