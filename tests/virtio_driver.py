@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from svsmd.host.dma import Dma
+from svsmd.host.timers import TimerQueue
 from svsmd.host.virtio_mmio import Register, Status, VirtioDevice, VirtioMmio
 from svsmd.host.virtio_queue import DescFlag
 from svsmd.snp.types import PAGE_SIZE
@@ -67,7 +68,11 @@ class Driver:
     def __init__(self, device: VirtioDevice, size: int = 8) -> None:
         self.memory = SharedMemory()
         self.line = Line()
-        self.mmio = VirtioMmio(device, Dma(self.memory.host_page), self.line)
+        self.now = 0
+        self.timers = TimerQueue()
+        self.mmio = VirtioMmio(
+            device, Dma(self.memory.host_page), self.line, self.timers, lambda: self.now
+        )
         self.size = size
         self.avail = 0
         self.used = 0
@@ -146,6 +151,11 @@ class Driver:
     def notify(self, queue: int = 0) -> None:
         """Tell the device."""
         self[Register.QUEUE_NOTIFY] = queue
+
+    def tick(self) -> bool:
+        """A tick passes; whether the device had something left to do."""
+        self.now += 1
+        return bool(self.timers.run_due(self.now))
 
     def completed(self) -> list[tuple[int, int]]:
         """Head and length of what the device has given back since the last time."""

@@ -88,6 +88,7 @@ class Platform:
         bus = ApicBus()
         self.pic: Final = Pic8259Pair(lambda level: self.apics[0].set_lint0(level))
         self.ioapic: Final = IoApic(bus)
+        self._now: Final = now
         self.apics: Final = tuple(self._local_apic(n, now, bus) for n in range(config.ncpus))
         self.msrs: Final = MsrPolicy(self.apics, now)
         self.uart: Final = Uart16550(self._isa_line(COM1_IRQ), on_console)
@@ -120,7 +121,8 @@ class Platform:
 
         `host_page` is how they reach memory (`svsmd.host.silicon_port.HostSilicon.host_page`).
         """
-        fill_slots(self.mmio, self.ioapic, Dma(host_page), disks, entropy)
+        dma = Dma(host_page)
+        fill_slots(self.mmio, self.ioapic, dma, disks, entropy, self.timers, self._now)
 
     def attach_fw_cfg(self, host_page: HostPage, files: Mapping[str, bytes]) -> None:
         """Puts fw_cfg at its ports, with these files. Raises ValueError as `FwCfg` does."""

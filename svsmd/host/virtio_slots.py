@@ -9,13 +9,14 @@ Spec: VIRTIO 1.2, 4.2.2 (a device ID of 0 is a slot without a device).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from svsmd.host.dma import Dma
 from svsmd.host.ioapic import IoApic
 from svsmd.host.layout import VIRTIO_MMIO_BASE
 from svsmd.host.mmio_bus import MmioBus
+from svsmd.host.timers import TimerQueue
 from svsmd.host.virtio_blk import BlockBackend, VirtioBlk
 from svsmd.host.virtio_mmio import VirtioDevice, VirtioMmio, read_empty_slot
 from svsmd.host.virtio_rng import VirtioRng
@@ -45,6 +46,8 @@ def fill_slots(
     dma: Dma,
     disks: Sequence[BlockBackend],
     entropy: EntropySource,
+    timers: TimerQueue,
+    now: Callable[[], int],
 ) -> None:
     """Puts disks and the entropy device into their slots.
 
@@ -61,7 +64,7 @@ def fill_slots(
         if device is None:
             mmio.map_region(slot_base(slot), SLOT_SIZE, read_empty_slot, _ignore_write)
             continue
-        transport = VirtioMmio(device, dma, ioapic.line(slot_gsi(slot)))
+        transport = VirtioMmio(device, dma, ioapic.line(slot_gsi(slot)), timers, now)
         mmio.map_region(slot_base(slot), SLOT_SIZE, transport.read, transport.write)
 
 

@@ -3,7 +3,14 @@
 
 import pytest
 
-from svsmd.host.virtio_mmio import Interrupt, Register, Status, read_empty_slot
+from svsmd.host.virtio_mmio import (
+    BYTES_AT_ONCE,
+    REQUESTS_AT_ONCE,
+    Interrupt,
+    Register,
+    Status,
+    read_empty_slot,
+)
 from svsmd.host.virtio_queue import Chain
 from tests.virtio_driver import (
     ACCESS_PLATFORM,
@@ -172,6 +179,46 @@ def test_a_notification_without_requests_is_silent(driver, echo):
     driver.start()
     driver.notify()
     assert (echo.heard, driver.line.level) == ([], False)
+
+
+def test_a_full_queue_is_served_in_parts(echo):
+    """A guest cannot keep the machine for as long as all of it takes."""
+    driver = Driver(echo, 64).start()
+    for index in range(64):
+        driver.describe(index, BUFFERS, 4, 0)
+    driver.offer(range(40))
+    driver.notify()
+    assert len(driver.completed()) == REQUESTS_AT_ONCE
+    assert driver.line.level
+    driver[Register.INTERRUPT_ACK] = Interrupt.USED_BUFFER
+    assert driver.tick()
+    assert len(driver.completed()) == REQUESTS_AT_ONCE
+    assert driver.line.level
+    assert driver.tick()
+    assert len(driver.completed()) == 40 - 2 * REQUESTS_AT_ONCE
+    assert not driver.tick()
+    assert len(echo.heard) == 40
+
+
+def test_large_requests_are_served_one_by_one(echo):
+    driver = Driver(echo).start()
+    for index in range(4):
+        driver.chain([(BUFFERS, 4, False), (BUFFERS, BYTES_AT_ONCE, True)], 2 * index)
+    driver.offer((0, 2, 4, 6))
+    driver.notify()
+    for _ in range(3):
+        assert len(driver.completed()) == 1
+        assert driver.tick()
+    assert len(driver.completed()) == 1
+
+
+def test_a_reset_forgets_what_is_left(echo):
+    driver = Driver(echo, 64).start()
+    driver.offer([0] * 40)
+    driver.notify()
+    driver.start()
+    assert not driver.tick()
+    assert len(echo.heard) == REQUESTS_AT_ONCE
 
 
 def test_a_driver_may_do_without_interrupts(driver):

@@ -10,6 +10,7 @@ from svsmd.host.acpi_tables import dsdt
 from svsmd.host.dma import Dma
 from svsmd.host.ioapic import PINS, IoApic
 from svsmd.host.mmio_bus import MmioBus
+from svsmd.host.timers import TimerQueue
 from svsmd.host.virtio_mmio import Register, Status
 from svsmd.host.virtio_slots import DISK_SLOTS, SLOTS, fill_slots, slot_base, slot_gsi
 from svsmd.snp.entropy import EntropySource
@@ -32,7 +33,8 @@ def machine(disks: int) -> tuple[MmioBus, IoApic, Messages]:
     messages = Messages()
     mmio, ioapic = MmioBus(), IoApic(messages)
     media = [MemoryDisk(number + 1) for number in range(disks)]
-    fill_slots(mmio, ioapic, Dma(SharedMemory().host_page), media, EntropySource(b""))
+    dma = Dma(SharedMemory().host_page)
+    fill_slots(mmio, ioapic, dma, media, EntropySource(b""), TimerQueue(), lambda: 0)
     return mmio, ioapic, messages
 
 
