@@ -7,6 +7,7 @@ import ctypes
 
 import pytest
 
+from svsmd.snp import memory as memory_module
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.memory import GIB, MIB, GuestMemory, NotRam
 from svsmd.snp.memory_encryption import MemoryEncryption
@@ -83,6 +84,22 @@ def test_starts_zeroed_and_two_memories_are_apart():
     first, second = GuestMemory(16 * MIB), GuestMemory(16 * MIB)
     first.write(0, b"\xff")
     assert second.read(0, PAGE_SIZE) == bytes(PAGE_SIZE)
+
+
+@pytest.mark.parametrize("pagemap", ["/proc/self/pagemap", "/nowhere/pagemap"])
+def test_clearing(monkeypatch: pytest.MonkeyPatch, pagemap: str):
+    """Pages that were never used, that were read only, and that have something in them."""
+    monkeypatch.setattr(memory_module, "_PAGEMAP", pagemap)
+    memory = GuestMemory(16 * MIB)
+    used = (0, 2 * MIB - 1, 6 * MIB + 5 * PAGE_SIZE, 16 * MIB - 1)
+    for spa in used:
+        memory.write(spa, b"\xff")
+    assert memory.read(9 * MIB, 1) == b"\0"
+    memory.zero(PAGE_SIZE, 16 * MIB - PAGE_SIZE)
+    assert memory.read(0, 1) == b"\xff", "it is not in the range"
+    assert memory.buffer[PAGE_SIZE:].tobytes().strip(b"\0") == b""
+    memory.zero(0, 1)
+    assert memory.buffer.tobytes().strip(b"\0") == b""
 
 
 @pytest.mark.parametrize(
