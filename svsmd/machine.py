@@ -14,6 +14,7 @@ from typing import Final, assert_never
 
 from svsmd.config import Decompress, MachineConfig, OnReboot
 from svsmd.core.core import Core, CoreConfig
+from svsmd.core.guest_memory import subtract
 from svsmd.core.launch_info import (
     EntryState,
     LaunchInfo,
@@ -33,7 +34,7 @@ from svsmd.host.launch import (
     LaunchPlan,
     LaunchRange,
     LaunchVmsa,
-    assign_again,
+    assign_the_rest,
     launch,
 )
 from svsmd.host.layout import DIRECT_BOOT_LAYOUT, SvsmRegion
@@ -360,15 +361,7 @@ class Machine:
         files[RESTART_FILE] = self._restarts.to_bytes(4, "little")
         self._build_host(files)
         self.hypervisor.take_over(old)
-        guests = (
-            part
-            for r in ram
-            for part in (
-                range(r.start, min(r.stop, max(r.start, region.base))),
-                range(max(r.start, min(r.stop, region.end)), r.stop),
-            )
-        )
-        assign_again(silicon, guests)
+        assign_the_rest(silicon, subtract(ram, [range(region.base, region.end)]))
 
     # -- debugging --------------------------------------------------------------------------
 

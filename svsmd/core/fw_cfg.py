@@ -25,7 +25,6 @@ _SIGNATURE: Final = b"QEMU"
 
 _DMA_HIGH: Final = 0x514
 _DMA_LOW: Final = 0x518
-_DMA_ERROR: Final = 1 << 0
 _DMA_READ: Final = 1 << 1
 _DMA_SELECT: Final = 1 << 3
 

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from svsmd.core import costs
-from svsmd.core.access import PERM_ALL, flush_tlb, load, rmpadjust, store, zero
+from svsmd.core.access import PERM_ALL, flush_tlb, load, revoke, rmpadjust, store, zero
 from svsmd.core.boot import (
     VMSA_OF_SVSM,
     GuestSequenceNumbers,
@@ -46,7 +46,7 @@ from svsmd.core.launch_info import LaunchRangeFlags, ValidatedRange
 from svsmd.core.log import CoreLog
 from svsmd.core.percpu import PerCpu
 from svsmd.core.request_loop import set_svme
-from svsmd.snp.rmp import NUM_VMPLS, RmpReturn
+from svsmd.snp.rmp import RmpReturn
 from svsmd.snp.secrets_page import SecretsPage
 from svsmd.snp.types import PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize
 
@@ -155,13 +155,12 @@ class Restarter:
         validated, vmpl = self._machine.memory.validated, self._machine.guest_vmpl
         if validated.all_validated(cpu, gpa, size.npages):
             yield from zero(cpu, gpa, size)
-            for lower in range(vmpl + 1, NUM_VMPLS):
-                code = yield from rmpadjust(cpu, gpa, size, lower)
-                if code == RmpReturn.FAIL_SIZEMISMATCH:
-                    yield from self._renew_small(cpu, gpa)
-                    return
-                if code != RmpReturn.SUCCESS:
-                    raise SvsmPanic(f"RMPADJUST of page {gpa:#x} fails with {code}")
+            code = yield from revoke(cpu, gpa, size, vmpl + 1)
+            if code == RmpReturn.FAIL_SIZEMISMATCH:
+                yield from self._renew_small(cpu, gpa)
+                return
+            if code != RmpReturn.SUCCESS:
+                raise SvsmPanic(f"RMPADJUST of page {gpa:#x} fails with {code}")
         elif size is PageSize.SIZE_2M and validated.any_validated(cpu, gpa, size.npages):
             yield from self._renew_small(cpu, gpa)
             return

@@ -24,7 +24,6 @@ from svsmd.snp.types import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
-    PAGES_PER_HUGE_PAGE,
     Gpa,
     PageSize,
     Spa,
@@ -121,7 +120,7 @@ def launch(silicon: HostSilicon, plan: LaunchPlan) -> bytes:
     for vmsa in plan.vmsas:
         _add(silicon, LaunchRange(vmsa.gpa, PageType.VMSA, vmsa.data))
     _require("LAUNCH_FINISH", psp.launch_finish(host_data=plan.host_data))
-    _assign_the_rest(silicon, pages)
+    assign_the_rest(silicon, silicon.memory.ranges)
     digest = psp.launch_digest
     log.debug("launched %d pages, launch digest %s", len(pages), digest.hex())
     return digest
@@ -171,24 +170,10 @@ def _add(silicon: HostSilicon, item: LaunchRange) -> None:
         gpa += page_size.nbytes
 
 
-def _assign_the_rest(silicon: HostSilicon, pages: set[int]) -> None:
-    """Assign all RAM that is not in `pages` to the guest, not validated."""
-    regions_of_plan = {page // PAGES_PER_HUGE_PAGE for page in pages}
-    for ram in silicon.memory.ranges:
-        # RAM is a multiple of 2 MiB, and starts at one.
-        for region in range(ram.start, ram.stop, HUGE_PAGE_SIZE):
-            if region // HUGE_PAGE_SIZE not in regions_of_plan:
-                _assign(silicon, region, _private(region, PageSize.SIZE_2M))
-                continue
-            for gpa in range(region, region + HUGE_PAGE_SIZE, PAGE_SIZE):
-                if gpa >> PAGE_SHIFT not in pages:
-                    _assign(silicon, gpa, _private(gpa, PageSize.SIZE_4K))
+def assign_the_rest(silicon: HostSilicon, ranges: Iterable[range]) -> None:
+    """Give the guest all RAM in `ranges` (bytes, whole 2 MiB) that is not assigned, not validated.
 
-
-def assign_again(silicon: HostSilicon, ranges: Iterable[range]) -> None:
-    """Give all RAM in `ranges` (bytes, whole 2 MiB) that is not assigned back to the guest.
-
-    What it shared becomes private again, and is not validated.
+    At launch that is what the plan does not name, at a restart what the guest has shared.
 
     Raises LaunchError: the RMP refuses.
     """

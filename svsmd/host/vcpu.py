@@ -192,12 +192,12 @@ class Vcpu:
         Only for a guest that runs below VMPL0.
         """
         for world in old.worlds:
-            if world.takes_interrupts or world.vmpl != Vmpl.VMPL0:
+            if world.vmpl != Vmpl.VMPL0:
                 self._release(world.vmcb)
-            else:
-                self._worlds[world.vmpl] = world
-                if self.index == 0 and world.activity is Activity.HALTED:
-                    world.activity = Activity.RUNNABLE
+                continue
+            self._worlds[world.vmpl] = world
+            if self.index == 0 and world.activity is Activity.HALTED:
+                world.activity = Activity.RUNNABLE
         self.vmpl = Vmpl.VMPL0
 
     def init(self) -> None:

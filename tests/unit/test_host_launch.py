@@ -12,7 +12,7 @@ from svsmd.host.launch import (
     LaunchPlan,
     LaunchRange,
     LaunchVmsa,
-    assign_again,
+    assign_the_rest,
     launch,
 )
 from svsmd.snp.cpuid_page import CpuidPage
@@ -148,7 +148,7 @@ def test_what_was_shared_is_assigned_again_and_nothing_else_changes() -> None:
     assert silicon.rmp.psmash(Spa(huge(2))) is RmpReturn.SUCCESS
     for gpa, size in (shared, kept, (small, PageSize.SIZE_4K)):
         assert silicon.rmp.rmpupdate(Spa(gpa), RmpUpdate(page_size=size)) is RmpReturn.SUCCESS
-    assign_again(silicon, [range(huge(5)), range(huge(5), huge(5))])
+    assign_the_rest(silicon, [range(huge(5)), range(huge(5), huge(5))])
     for gpa, size in (shared, (small, PageSize.SIZE_4K)):
         entry = silicon.rmp.lookup(gpa)
         assert entry is not None
