@@ -9,6 +9,7 @@ import pytest
 
 from svsmd.images import image_path
 from tests.e2e.test_selftest import check_output
+from tests.linux_shell import BOOT_SECONDS
 from tests.svsmd_process import Linux, SvsmdProcess
 from tools.make_initrd import READY, find_busybox, initrd
 
@@ -18,7 +19,6 @@ Start = Callable[..., SvsmdProcess]
 OPTIONS = ("demo", "--append=selftest", "--serial=stdio", "--clock=virtual", "-v")
 STEPS = 100
 
-BOOT_SECONDS = 180.0
 FUNCTION = "do_exit"
 """Of the kernel: each process runs it once."""
 PROCESSES = 30

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux_shell import BOOT_SECONDS
 from tests.svsmd_process import Console, Linux, SvsmdProcess
 from tools.apt_packages import AptError
 from tools.kernel_modules import fetch_modules
@@ -16,7 +17,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-BOOT_SECONDS = 180.0
 MIB = 1 << 20
 PATTERN = (b"svsmd\n" * MIB)[:MIB]
 

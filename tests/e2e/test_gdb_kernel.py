@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from tests.kernel_image import ORC_HASHES, Orc, read_rows
+from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Console, Linux, Program, SvsmdProcess
 from tests.symbol_reader import SymbolReader
 from tests.unwinders import assert_same_caller
@@ -27,8 +28,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 Start = Callable[..., SvsmdProcess]
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "kernel_symbols.py"
-BOOT_SECONDS = 180.0
-PROMPT = r"# (?:\x1b\[6n)?"
 OPENED = "/proc/version"
 CURRENT = (
     # Before 6.15 in a structure, then a variable of its own.

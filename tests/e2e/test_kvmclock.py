@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Console, Linux, SvsmdProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-BOOT_SECONDS = 180.0
-PROMPT = r"# (?:\x1b\[6n)?"
 POWER_ON = 1_767_225_600
 CLOCKSOURCE = "/sys/devices/system/clocksource/clocksource0"
 # Without a driver for the RTC the date can only come from the hypervisor.

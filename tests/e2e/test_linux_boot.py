@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Linux, SvsmdProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -12,9 +13,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 Start = Callable[..., SvsmdProcess]
 
 COMMAND_LINE = "console=ttyS0"
-BOOT_SECONDS = 180.0
-"""A boot takes a few seconds; other work on the same computer may slow it down a lot."""
-PROMPT = r"# (?:\x1b\[6n)?"
 
 
 def boot(svsmd: Start, linux: Linux, *options: str) -> None:

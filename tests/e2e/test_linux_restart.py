@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Console, Linux, SvsmdProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-BOOT_SECONDS = 180.0
-PROMPT = r"# (?:\x1b\[6n)?"
 NCPUS = 2
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from svsmd.errors import ExitCode
+from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Linux, SvsmdProcess
 from tools.apt_packages import AptError
 from tools.fetch_kernel import fetch_kernel
@@ -14,10 +15,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-BOOT_SECONDS = 180.0
 UNPACK_SECONDS = 400.0
 """In the guest, a kernel takes its time to unpack itself."""
-PROMPT = r"# (?:\x1b\[6n)?"
 UNPACK = "--decompress=guest"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Console, Linux, SvsmdProcess
 from tests.verifier import Chain
 from tools.apt_packages import AptError
@@ -19,8 +20,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-BOOT_SECONDS = 180.0
-PROMPT = r"# (?:\x1b\[6n)?"
 POWER_ON = 1_767_225_600
 DRIVER = "/lib/modules/06-sev-guest.ko"
 TSM = "/sys/kernel/config/tsm/report/one"
