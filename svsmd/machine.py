@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Final, assert_never
 
 from svsmd.config import Decompress, MachineConfig, OnReboot
@@ -67,10 +68,10 @@ log = logging.getLogger(__name__)
 
 SLICE_TICKS: Final = 20_000_000
 """Instructions after which run_slice() gives the machine back at the latest."""
-SLICE_EVENTS: Final = 256
-"""Exits and faults served in Python after which it does: each takes as long as ten thousand
-instructions. The thread that serves them takes Python's lock again and again, and hardly anybody
-else gets it meanwhile."""
+SLICE_SECONDS: Final = 0.01
+"""After which it does as soon as an exit or a fault has been served in Python. The thread that
+serves them takes Python's lock again and again, and who waits for the lock is only told that it was
+free when it is no more: nobody outside could ask this thread to stop."""
 _STEP_TRIES: Final = 64
 """Scheduling decisions that one instruction may take, exits to the host and back included."""
 BARE_VMSA: Final = Gpa(0xF000)
@@ -293,7 +294,8 @@ class Machine:
         """Runs for a bounded number of ticks, or until something ends the slice."""
         cpu = self.silicon.cpu
         cpu.shared.slice_end = self.clock_now + max_ticks
-        cpu.stop_after_events(SLICE_EVENTS)
+        end_of_patience = monotonic() + SLICE_SECONDS
+        cpu.stop_when(lambda: monotonic() >= end_of_patience)
         try:
             while True:
                 outcome = self.hypervisor.step(_NEVER)
@@ -304,7 +306,7 @@ class Machine:
                     return Stopped()
         finally:
             cpu.clear_stop()
-            cpu.stop_after_events(_NEVER)
+            cpu.stop_when()
             cpu.shared.slice_end = _NEVER
 
     def _slice_end(self, outcome: HostOutcome) -> SliceEnd | None:

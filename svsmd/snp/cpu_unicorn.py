@@ -99,6 +99,10 @@ _RF: Final = 1 << 16
 _INTERRUPT_VIRQ: Final = 0x100
 
 
+def _nobody_waits() -> bool:
+    return False
+
+
 class Callbacks(StrEnum):
     """Which callbacks the engine gets."""
 
@@ -157,7 +161,7 @@ class UnicornCpu:
         self._uc_ctl = self._lib.uc_ctl
         self._tlb_flush_control = ctypes.c_int((ucc.UC_CTL_IO_WRITE << 30) | ucc.UC_CTL_TLB_FLUSH)
         self._pending_error: BaseException | None = None
-        self._events_left = NEVER
+        self._stop_wanted: Callable[[], bool] = _nobody_waits
         self.vmpl = 0
 
     # -- start ------------------------------------------------------------------------------
@@ -300,16 +304,15 @@ class UnicornCpu:
 
     def _on_exit(self, code: int) -> None:
         """Called by the callbacks; an exception must not cross them, so it waits for run()."""
-        self._count_event()
+        self._ask_for_stop()
         try:
             self.exit_handler(code)
         except BaseException as error:
             self._pending_error = error
             self.leave()
 
-    def _count_event(self) -> None:
-        self._events_left -= 1
-        if self._events_left <= 0:
+    def _ask_for_stop(self) -> None:
+        if self._stop_wanted():
             self.request_stop()
 
     def leave(self) -> None:
@@ -343,7 +346,7 @@ class UnicornCpu:
 
     def run(self) -> Stop:
         """Runs until the exit handler leaves, the deadline, or a request to stop."""
-        self._count_event()
+        self._ask_for_stop()
         shared = self.shared
         shared.stopped = Stop.NONE
         shared.first = 1
@@ -367,9 +370,9 @@ class UnicornCpu:
         """Forgets requests to stop."""
         self.shared.stop = 0
 
-    def stop_after_events(self, count: int) -> None:
-        """Asks for a stop as soon as `count` runs and events were served in Python; NEVER: not."""
-        self._events_left = count
+    def stop_when(self, wanted: Callable[[], bool] = _nobody_waits) -> None:
+        """Asks `wanted` at each run and each event that Python serves whether to request a stop."""
+        self._stop_wanted = wanted
 
     @property
     def stop_requested(self) -> bool:
