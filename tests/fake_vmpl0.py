@@ -198,6 +198,8 @@ class FakeVmpl0:
         self.calls: dict[int, FakeGateCall] = {}
         self.vmsas: dict[tuple[int, int], int] = {}
         """What SNP_AP_CREATION named, by APIC id and VMPL."""
+        self.ghcbs: dict[int, int] = {}
+        """The GHCB page of the SVSM on each vCPU."""
         self.features_named: list[int] = []
         """SEV_FEATURES that it said the VMSAs have."""
         self.checks: list[Callable[[], None]] = []
@@ -315,6 +317,7 @@ class FakeVmpl0:
                 assert not self.rmp.rmpupdate(spa, RmpUpdate())
                 return ghcb_msr.psc_response()
             case ghcb_msr.RegisterGpa(gfn):
+                self.ghcbs[vcpu] = gfn << PAGE_SHIFT
                 return ghcb_msr.register_gpa_response(gfn)
             case ghcb_msr.RunVmpl():
                 return ghcb_msr.run_vmpl_response()

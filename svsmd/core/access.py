@@ -78,6 +78,15 @@ def store_own(cpu: PerCpu, gpa: int, data: bytes) -> None:
         raise SvsmPanic(f"memory of the SVSM is gone: {fault}") from fault
 
 
+def zero_own(cpu: PerCpu, gpa: int, nbytes: int) -> None:
+    """Make memory of the SVSM itself zero; otherwise as `load_own`."""
+    cpu.port.charge(_copy_cost(nbytes))
+    try:
+        cpu.port.zero(PRIVATE_MAP + gpa, nbytes)
+    except (GuestFault, NestedFault) as fault:
+        raise SvsmPanic(f"memory of the SVSM is gone: {fault}") from fault
+
+
 def load_shared(cpu: PerCpu, gpa: int, nbytes: int) -> Handler[bytes]:
     """Read shared memory: bytes that the host wrote, or may change at any time."""
     cpu.port.charge(_copy_cost(nbytes))

@@ -22,12 +22,13 @@ from typing import Final, NamedTuple
 
 from svsmd.core.access import flush_tlb, grant, load_own, pvalidate, rmpadjust, store_own, zero
 from svsmd.core.gate import Handler, Preempt, SvsmPanic
-from svsmd.core.guest_memory import GuestMemory, ValidationBitmap, subtract
+from svsmd.core.guest_memory import GuestMemory, subtract
 from svsmd.core.hypervisor import ApCreationRequest, ap_creation, negotiate, set_up_ghcb
 from svsmd.core.launch_info import LaunchInfo, LaunchInfoError, LaunchRangeFlags
 from svsmd.core.log import CoreLog
+from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
 from svsmd.core.percpu import GuestWorld, PerCpu
-from svsmd.core.region import DYNAMIC_OFFSET, RegionPages
+from svsmd.core.validation_bitmap import ValidationBitmap
 from svsmd.core.vmsa_setup import (
     CPU_AREA_SIZE,
     SUPPORTED_SEV_FEATURES,
@@ -54,6 +55,10 @@ CPUID_ENCRYPTION_FUNCTION: Final = 0x8000_001F
 CPUID_SVSM_PRESENT: Final = 1 << 28
 """Bit of its EAX that says that the guest runs under an SVSM (58019, section 3)."""
 
+DYNAMIC_OFFSET: Final = 0x10_0000
+"""Offset in the SVSM's region from which on the core allocates."""
+
+TOO_SMALL: Final = "the SVSM region is too small for this machine"
 
 VMSA_OF_SVSM: Final = int(RmpAttributes.VMSA) | Vmpl.VMPL1
 """RDX of RMPADJUST for a VMSA that is a page of the SVSM. The instruction wants a VMPL below VMPL0;
@@ -66,7 +71,7 @@ class Machine:
 
     launch: LaunchInfo
     memory: GuestMemory
-    pages: RegionPages
+    pages: PageAllocator
     guest_vmpl: Vmpl
     sev: SevState
     guest_vmsa: Gpa
@@ -126,8 +131,41 @@ def read_sev_state(cpu: PerCpu, launch: LaunchInfo) -> SevState:
     return SevState(features, own.guest_tsc_scale, own.guest_tsc_offset)
 
 
-def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
-    """Set the machine up on the boot CPU, whose `world` is the guest's when this returns."""
+def allocate_at_boot(cpu: PerCpu, pages: PageAllocator, kind: PageKind, order: int = 0) -> Gpa:
+    """Pages without which this machine cannot run; panics if there are none."""
+    try:
+        return pages.allocate(cpu, order, kind)
+    except OutOfMemory as error:
+        raise SvsmPanic(TOO_SMALL) from error
+
+
+def make_allocator(cpu: PerCpu, region: range, *, poison: bool) -> PageAllocator:
+    """The allocator of all pages of the region behind what was launched."""
+    info = Gpa(region.start + DYNAMIC_OFFSET)
+    if info + PageAllocator.info_nbytes(region) > region.stop:
+        raise SvsmPanic(TOO_SMALL)
+    return PageAllocator(cpu, region, [range(region.start, info)], info, poison=poison)
+
+
+def memory_report(pages: PageAllocator) -> str:
+    """One line about the SVSM's memory: KiB free of all, and what the rest is used for."""
+    statistics = pages.statistics()
+    kib = PAGE_SIZE >> 10
+    used = ", ".join(
+        f"{kind.name.lower().replace('_', ' ')} {count * kib}"
+        for kind, count in statistics.by_kind.items()
+        if kind is not PageKind.FREE
+    )
+    return f"memory: {statistics.free * kib} of {statistics.total * kib} KiB free; {used}"
+
+
+def boot(
+    cpu: PerCpu, launch: LaunchInfo, log: CoreLog, *, poison: bool = False
+) -> Handler[Machine]:
+    """Set the machine up on the boot CPU, whose `world` is the guest's when this returns.
+
+    `poison` is the page allocator's debug option.
+    """
     sev = read_sev_state(cpu, launch)
     vmpl = Vmpl(launch.guest_vmpl)
     ram = [range(r.base, r.base + r.size) for r in launch.ram]
@@ -142,12 +180,15 @@ def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
         for gpa, size in pieces(fresh):
             yield from validate(cpu, gpa, size)
 
-    pages = RegionPages(region.start + DYNAMIC_OFFSET, region.stop)
+    pages = make_allocator(cpu, region, poison=poison)
     features = yield from negotiate()
-    yield from set_up_ghcb(cpu, pages.allocate(1))
+    yield from set_up_ghcb(cpu, allocate_at_boot(cpu, pages, PageKind.GHCB))
     log.write(f"GHCB protocol 2, hypervisor features {features:#x}")
 
-    bitmap = ValidationBitmap(ram, pages.allocate(-(-ValidationBitmap.nbytes(ram) // PAGE_SIZE)))
+    try:
+        bitmap = ValidationBitmap(cpu, ram, pages)
+    except OutOfMemory as error:
+        raise SvsmPanic(TOO_SMALL) from error
     owned = subtract(ram, [region, *svsm_launched])
     memory = GuestMemory(owned, launch.guest_caa, bitmap)
     for fresh in subtract(owned, launched):
@@ -157,7 +198,8 @@ def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
     total = sum(len(r) for r in owned)
     log.write(f"{total >> 20} MiB of {sum(len(r) for r in ram) >> 20} MiB granted to VMPL{vmpl}")
 
-    machine = Machine(launch, memory, pages, vmpl, sev, pages.allocate(1))
+    vmsa = allocate_at_boot(cpu, pages, PageKind.VMSA)
+    machine = Machine(launch, memory, pages, vmpl, sev, vmsa)
     yield from copy_pages(cpu, machine, GuestSequenceNumbers())
     yield from make_guest(cpu, machine)
     log.write(f"guest starts at {launch.entry.rip:#x}")
@@ -166,8 +208,9 @@ def boot(cpu: PerCpu, launch: LaunchInfo, log: CoreLog) -> Handler[Machine]:
 
 def start_ap(cpu: PerCpu, machine: Machine, apic_id: int, ap_start: int, cr3: int) -> Handler[None]:
     """Start the SVSM on another vCPU: `ap_start` is its GVA there, `cr3` VMPL0's page tables."""
-    area = machine.pages.allocate(CPU_AREA_SIZE // PAGE_SIZE)
-    vmsa = machine.pages.allocate(1)
+    order = (CPU_AREA_SIZE // PAGE_SIZE - 1).bit_length()
+    area = allocate_at_boot(cpu, machine.pages, PageKind.PER_CPU, order)
+    vmsa = allocate_at_boot(cpu, machine.pages, PageKind.VMSA)
     store_own(cpu, vmsa, svsm_ap_vmsa(ap_start, cr3 | C_BIT, area, apic_id, machine.sev))
     yield from _mark_vmsa(cpu, vmsa)
     done = yield from ap_creation(

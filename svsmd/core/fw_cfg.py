@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 from svsmd.core.access import load_shared, store_shared
 from svsmd.core.gate import Handler
 from svsmd.core.hypervisor import make_shared, port_out
+from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
 from svsmd.core.percpu import PerCpu
-from svsmd.core.region import RegionPages
-from svsmd.snp.types import PAGE_SIZE
+from svsmd.snp.types import PAGE_SIZE, Gpa
 
 _SELECTOR_SIGNATURE: Final = 0x00
 _SELECTOR_DIRECTORY: Final = 0x19
@@ -34,7 +34,8 @@ _ENTRY: Final = struct.Struct(">IHH56s")
 MAX_ENTRIES: Final = 1024
 """Of a directory that is looked at; a host has some dozens."""
 
-_BUFFER_PAGES: Final = 16
+_BUFFER_ORDER: Final = 4
+_BUFFER_PAGES: Final = 1 << _BUFFER_ORDER
 
 
 class FwCfgFile(NamedTuple):
@@ -56,12 +57,21 @@ class FwCfg:
         self._buffer = buffer
 
     @classmethod
-    def open(cls, cpu: PerCpu, pages: RegionPages) -> Handler[FwCfg]:
-        """Share pages for good; the signature is looked at by `directory`."""
-        first = pages.allocate(1 + _BUFFER_PAGES)
-        for gpa in range(first, first + (1 + _BUFFER_PAGES) * PAGE_SIZE, PAGE_SIZE):
-            yield from make_shared(cpu, gpa)
-        return cls(first, first + PAGE_SIZE)
+    def open(cls, cpu: PerCpu, pages: PageAllocator) -> Handler[FwCfg]:
+        """Share pages for good; the signature is looked at by `directory`. Raises FwCfgError."""
+        try:
+            access = pages.allocate(cpu, 0, PageKind.SHARED)
+        except OutOfMemory as error:
+            raise FwCfgError("the SVSM has no memory for fw_cfg") from error
+        try:
+            buffer = pages.allocate(cpu, _BUFFER_ORDER, PageKind.SHARED)
+        except OutOfMemory as error:
+            pages.free(cpu, access)
+            raise FwCfgError("the SVSM has no memory for fw_cfg") from error
+        yield from make_shared(cpu, access)
+        for gpa in range(buffer, buffer + _BUFFER_PAGES * PAGE_SIZE, PAGE_SIZE):
+            yield from make_shared(cpu, Gpa(gpa))
+        return cls(access, buffer)
 
     def directory(self, cpu: PerCpu) -> Handler[dict[str, FwCfgFile]]:
         """The files by name. Raises FwCfgError."""

@@ -8,8 +8,7 @@ Four things are kept here:
 * the calling area that the SVSM itself provides for the boot CPU. The guest may use it, but its
   state never changes;
 * the registered VMSAs and calling areas. No call may change the state of such a page;
-* which pages are validated, one bit each, in the SVSM's memory. PVALIDATE's CF tells the same, but
-  only by changing it, and a host that maps a page anew is only noticed by who remembers.
+* which pages are validated (`validation_bitmap.py`).
 
 Page locks keep a page from two handlers when one of them is suspended: between two yields a handler
 is alone, across a yield its pages are locked, and whoever else wants one answers BUSY.
@@ -23,10 +22,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from svsmd.core.access import load_own, store_own
 from svsmd.core.percpu import GuestWorld, PerCpu
 from svsmd.core.result_codes import SvsmError, SvsmResult
-from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa
+from svsmd.core.validation_bitmap import ValidationBitmap
+from svsmd.snp.types import PAGE_MASK, PAGE_SIZE, Gpa
 
 
 def subtract(ranges: Iterable[range], holes: Iterable[range]) -> tuple[range, ...]:
@@ -43,63 +42,6 @@ def subtract(ranges: Iterable[range], holes: Iterable[range]) -> tuple[range, ..
 
 def _covers(ranges: Sequence[range], start: int, nbytes: int) -> bool:
     return any(r.start <= start and start + nbytes <= r.stop for r in ranges)
-
-
-class ValidationBitmap:
-    """One bit for each page of RAM, set if it is validated, in memory of the SVSM at GPA `base`.
-
-    `ranges` are RAM in bytes, whole pages. The bits of one range follow those of the one before.
-    """
-
-    def __init__(self, ranges: Sequence[range], base: int) -> None:
-        self._base = base
-        self._ranges = tuple(ranges)
-
-    @staticmethod
-    def nbytes(ranges: Sequence[range]) -> int:
-        """Bytes that the bitmap of this RAM takes."""
-        return -(-sum(len(r) for r in ranges) // (PAGE_SIZE * 8))
-
-    def is_validated(self, cpu: PerCpu, gpa: int) -> bool:
-        """Whether the page that `gpa` lies in is validated; False for what is not RAM."""
-        index = self._index(gpa)
-        if index is None:
-            return False
-        return bool(load_own(cpu, self._base + (index >> 3), 1)[0] >> (index & 7) & 1)
-
-    def all_validated(self, cpu: PerCpu, gpa: int, npages: int) -> bool:
-        """Whether `npages` pages from `gpa` on are validated, all inside one range of RAM."""
-        _, bits, mask = self._bits(cpu, gpa, npages)
-        return bits & mask == mask
-
-    def any_validated(self, cpu: PerCpu, gpa: int, npages: int) -> bool:
-        """Whether one of `npages` pages from `gpa` on is validated, all inside one range of RAM."""
-        _, bits, mask = self._bits(cpu, gpa, npages)
-        return bits & mask != 0
-
-    def set(self, cpu: PerCpu, gpa: int, npages: int, validated: bool) -> None:
-        """Note the state of `npages` pages from `gpa` on, all inside one range of RAM."""
-        start, bits, mask = self._bits(cpu, gpa, npages)
-        bits = bits | mask if validated else bits & ~mask
-        nbytes = (mask.bit_length() + 7) >> 3
-        store_own(cpu, self._base + start, bits.to_bytes(nbytes, "little"))
-
-    def _bits(self, cpu: PerCpu, gpa: int, npages: int) -> tuple[int, int, int]:
-        """Where in the bitmap the bits of these pages begin, the bytes from there, and the mask."""
-        first = self._index(gpa)
-        if first is None:
-            raise ValueError(f"{gpa:#x} is not RAM")
-        start, stop = first >> 3, (first + npages + 7) >> 3
-        bits = int.from_bytes(load_own(cpu, self._base + start, stop - start), "little")
-        return start, bits, ((1 << npages) - 1) << (first & 7)
-
-    def _index(self, gpa: int) -> int | None:
-        before = 0
-        for r in self._ranges:
-            if r.start <= gpa < r.stop:
-                return before + ((gpa - r.start) >> PAGE_SHIFT)
-            before += len(r) >> PAGE_SHIFT
-        return None
 
 
 class GuestMemory:

@@ -76,9 +76,9 @@ class Restarter:
 
         Returns whether there is a guest to run again. Raises PayloadChanged.
         """
-        if self._fw_cfg is None:
-            self._fw_cfg = yield from FwCfg.open(cpu, self._machine.pages)
         try:
+            if self._fw_cfg is None:
+                self._fw_cfg = yield from FwCfg.open(cpu, self._machine.pages)
             files = yield from self._fw_cfg.directory(cpu)
             count = yield from self._count(cpu, self._fw_cfg, files)
             if count == self._done:

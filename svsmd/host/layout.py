@@ -47,7 +47,7 @@ SVSM_REGION_SIZE: Final = 4 * MIB
 _SVSM_PAGES_PER_CPU: Final = 6
 """Its area, VMSA and GHCB (`svsmd.core`)."""
 _SVSM_SHARED_PAGES: Final = 64
-"""Pages that it shares with the host, with room for those that are skipped at 2 MiB."""
+"""Pages that it shares with the host, with room for what aligned blocks leave unused."""
 SVSM_IMAGE_MAX_SIZE: Final = 512 * KIB
 
 
@@ -92,10 +92,12 @@ class SvsmRegion:
 
         :raises LoaderError: there is no room for it above 1 MiB.
         """
-        # One bit for each page of RAM says whether it is validated.
-        bitmap = sum(map(len, memory)) // PAGE_SIZE // 8
+        # At most one bit for each page of RAM says whether it is validated, in whole pages.
+        bitmap = sum(-(-len(ram) // (PAGE_SIZE * 8)) + 2 * PAGE_SIZE for ram in memory)
         pages = ncpus * _SVSM_PAGES_PER_CPU + _SVSM_SHARED_PAGES
         needed = cls.DYNAMIC_OFFSET + bitmap + pages * PAGE_SIZE
+        # Page information: 16 bytes for each page of the region.
+        needed += needed // 128
         size = max(SVSM_REGION_SIZE, (needed + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE)
         base = (low_ram_top(memory) - size) & -HUGE_PAGE_SIZE
         if base < HIGH_MEMORY_BASE:

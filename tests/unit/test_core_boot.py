@@ -175,7 +175,7 @@ def test_launch_info_that_names_another_vmsa_is_a_panic() -> None:
 
 def test_ghcb_page_of_the_svsm_is_the_hosts(machine: FakeVmpl0) -> None:
     machine.boot()
-    ghcb = machine.rmp.lookup(SVSM_BASE + 0x10_0000)
+    ghcb = machine.rmp.lookup(machine.ghcbs[0])
     assert ghcb is not None
     assert not ghcb.assigned
     behind = machine.rmp.lookup(SVSM_BASE + 0x10_1000)
