@@ -23,6 +23,7 @@ from svsmd.core.launch_info import (
     RamRange,
     ValidatedRange,
 )
+from svsmd.core.paging.kernel_maps import ImageLayout
 from svsmd.core.port import IMAGE_MAP
 from svsmd.core.restart import PAYLOAD_FILE, RESTART_FILE
 from svsmd.disk_file import DiskFile
@@ -237,7 +238,11 @@ class Machine:
     def _connect_core(self, image: SvsmImage) -> None:
         """The one way from the silicon into the core: the two gate instructions."""
         core = self.core = Core(
-            CoreConfig(image.ap_start, image.page_tables, on_log=self._svsm_line)
+            CoreConfig(
+                image.cpu_start,
+                ImageLayout(image.text_end, image.rodata_end, image.end),
+                on_log=self._svsm_line,
+            )
         )
 
         def gate(call: GateCall) -> None:

@@ -16,7 +16,8 @@ from svsmd.errors import UserError
 from svsmd.snp.types import PAGE_SIZE
 
 _SYMBOLS: Final = (
-    "svsm_start32", "svsm_core_gate", "svsm_exception_gate", "svsm_ap_start", "svsm_pml4",
+    "svsm_start32", "svsm_core_gate", "svsm_exception_gate", "svsm_cpu_start", "svsm_text_end",
+    "svsm_rodata_end", "svsm_end",
 )  # fmt: skip
 
 
@@ -33,8 +34,10 @@ class SvsmImage:
     start32: int
     core_gate: int
     exception_gate: int
-    ap_start: int
-    page_tables: int
+    cpu_start: int
+    text_end: int
+    rodata_end: int
+    end: int
 
 
 def load_svsm_image(elf: bytes) -> SvsmImage:

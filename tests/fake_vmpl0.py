@@ -12,6 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from svsmd.core.core import Core, CoreConfig
 from svsmd.core.gate import GateAction, GateReason
@@ -22,16 +23,20 @@ from svsmd.core.launch_info import (
     RamRange,
     ValidatedRange,
 )
-from svsmd.core.port import IMAGE_MAP, PRIVATE_MAP, SHARED_MAP
+from svsmd.core.paging.kernel_maps import ImageLayout
+from svsmd.core.port import IMAGE_MAP, PERCPU_MAP, PRIVATE_MAP
 from svsmd.host.dma import Dma
 from svsmd.host.fw_cfg import FwCfg
 from svsmd.host.io_exits import handle_ioio
 from svsmd.host.port_bus import PortBus
 from svsmd.snp import ghcb_msr
+from svsmd.snp.access import AccessKind
 from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
 from svsmd.snp.faults import GuestFault, NestedFault, NpfError, Vector
 from svsmd.snp.ghcb import Ghcb, GhcbExit
 from svsmd.snp.ghcb_msr import HvFeature, MsrPscOperation
+from svsmd.snp.page_walk import PageWalker, PagingState, Translation
+from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
 from svsmd.snp.types import (
@@ -49,6 +54,8 @@ from svsmd.snp.types import (
 from svsmd.snp.vmsa import (
     SEV_STATUS_FEATURES_SHIFT,
     SEV_STATUS_MSR,
+    Cr0,
+    Cr4,
     Efer,
     SevFeatures,
     VmexitCode,
@@ -70,8 +77,12 @@ KERNEL_PAGES = 0x240
 """More than 2 MiB, so that one region is measured as a whole and one in part."""
 GUEST_VMPL = Vmpl.VMPL2
 
-AP_START = IMAGE_MAP + 0x2345
-PAGE_TABLES = IMAGE_MAP + 0x5000
+CPU_START = IMAGE_MAP + 0x2345
+IMAGE = ImageLayout(IMAGE_MAP + 0x3000, IMAGE_MAP + 0x4000, IMAGE_MAP + 0x8000)
+BOOT_TABLES = SVSM_BASE + 0x5000
+"""What the native image has: the first GiB at PRIVATE_MAP."""
+_CR0 = int(Cr0.PG | Cr0.WP | Cr0.PE)
+_EFER = int(Efer.LME | Efer.LMA | Efer.NXE)
 ENTRY = EntryState(KERNEL + 0x100, 0x3_8000, 0x1_0000, 0x2_0000 | C_BIT, 0x1_5000, 0x1F)
 KEYS = bytes(range(1, 129))
 KERNEL_BYTE = b"\x90"
@@ -117,50 +128,113 @@ class FakeGateCall:
     rdx: int = 0
 
 
+class _TableMemory:
+    """The fake machine's memory, for the silicon's page walker."""
+
+    def __init__(self, machine: FakeVmpl0) -> None:
+        self._machine = machine
+
+    def read_u64(self, vmpl: int, gpa: int, kind: AccessKind) -> int:
+        entry = self._machine.rmp.lookup(gpa & ~C_BIT)
+        assert entry is not None and entry.validated, f"a page table at {gpa:#x}"  # noqa: PT018
+        assert not any(entry.permissions[1:]), f"a page table at {gpa:#x} is the guest's too"
+        return int.from_bytes(self._machine.get(gpa & ~C_BIT, 8), "little")
+
+    def write(self, vmpl: int, gpa: int, data: bytes, kind: AccessKind) -> None:
+        raise AssertionError("the core's entries have Accessed and Dirty set from the start")
+
+
 class FakePort:
-    """VMPL0's port: the two direct maps, the RMP's checks, a log of what was done."""
+    """VMPL0's port: 4-level page tables, a TLB, the RMP's checks, a log of what was done."""
 
     def __init__(self, machine: FakeVmpl0) -> None:
         self.machine = machine
         self.ticks = 0
         self.log: list[tuple[str, int]] = []
+        self.cr3 = BOOT_TABLES | C_BIT
+        self.cr4 = int(Cr4.PAE)
+        self._walker = PageWalker(cast("PhysicalAccess", _TableMemory(machine)), 0)
+        self._tlb: dict[tuple[int, bool], Translation] = {}
+        """Never forgets by itself: whoever forgets an INVLPG uses what was there."""
 
-    def _gpa(self, gva: int) -> int:
-        shared = gva >= SHARED_MAP
-        gpa = gva - (SHARED_MAP if shared else PRIVATE_MAP)
-        entry = self.machine.rmp.lookup(gpa) if 0 <= gpa < RAM_SIZE else None
+    def translate(self, gva: int, kind: AccessKind = AccessKind.READ) -> int:
+        """GPA with C-bit; GuestFault as the CPU has it."""
+        key = gva >> PAGE_SHIFT, kind is AccessKind.WRITE
+        found = self._tlb.get(key)
+        if found is None:
+            state = PagingState(_CR0, self.cr3, self.cr4, _EFER)
+            found = self._walker.translate(state, gva & ~PAGE_MASK, kind, 0)
+            self._tlb[key] = found
+        return found.gpa + (gva & PAGE_MASK)
+
+    def _gpa(self, gva: int, kind: AccessKind) -> int:
+        translated = self.translate(gva, kind)
+        shared, gpa = not translated & C_BIT, translated & ~C_BIT
+        entry = self.machine.rmp.lookup(gpa) if gpa < RAM_SIZE else None
         if entry is None or entry.assigned == shared:
             raise NestedFault(gpa, int(NpfError.U | NpfError.RMP), "not that alias")
         if not shared and not entry.validated:
             raise GuestFault(Vector.VC, 0x404, gva)
         return gpa
 
+    def _spans(self, gva: int, n: int, kind: AccessKind) -> list[tuple[int, int]]:
+        spans = []
+        while n > 0:
+            part = min(n, PAGE_SIZE - (gva & PAGE_MASK))
+            spans.append((self._gpa(gva, kind), part))
+            gva, n = gva + part, n - part
+        return spans
+
     def read(self, gva: int, n: int, /) -> bytes:
         assert n > 0
-        first = self._gpa(gva)
-        self._gpa(gva + n - 1)
-        return self.machine.get(first, n)
+        spans = self._spans(gva, n, AccessKind.READ)
+        return b"".join(self.machine.get(gpa, part) for gpa, part in spans)
 
     def write(self, gva: int, data: bytes, /) -> None:
-        first = self._gpa(gva)
-        self._gpa(gva + len(data) - 1)
-        self.machine.put(first, data)
+        done = 0
+        for gpa, part in self._spans(gva, len(data), AccessKind.WRITE):
+            self.machine.put(gpa, data[done : done + part])
+            done += part
 
     def zero(self, gva: int, n: int, /) -> None:
-        first = self._gpa(gva)
-        self.log.append(("zero", first))
-        for page in range(first >> PAGE_SHIFT, (first + n) >> PAGE_SHIFT):
-            self.machine.pages.pop(page, None)
+        spans = self._spans(gva, n, AccessKind.WRITE)
+        if gva >= PERCPU_MAP or spans[0][0] < SVSM_BASE:
+            # Not what the SVSM does with memory of its own.
+            self.log.append(("zero", spans[0][0]))
+        for gpa, _ in spans:
+            self.machine.pages.pop(gpa >> PAGE_SHIFT, None)
+
+    def _operand(self, gva: int) -> int:
+        translated = self.translate(gva)
+        assert translated & C_BIT, "an operand of PVALIDATE or RMPADJUST is private"
+        return translated & ~C_BIT
 
     def pvalidate(self, gva: int, size: PageSize, validate: bool, /) -> tuple[int, bool]:
-        gpa = gva - PRIVATE_MAP
+        gpa = self._operand(gva)
         self.log.append(("validate" if validate else "rescind", gpa))
         return self.machine.rmp.pvalidate(Spa(gpa), Gpa(gpa), Vmpl.VMPL0, size, validate)
 
     def rmpadjust(self, gva: int, size: PageSize, attributes: int, /) -> int:
-        gpa = gva - PRIVATE_MAP
+        gpa = self._operand(gva)
         self.log.append(("grant" if attributes & 0xF00 else "revoke", gpa))
         return self.machine.rmp.rmpadjust(Spa(gpa), Gpa(gpa), Vmpl.VMPL0, size, attributes)
+
+    def write_cr3(self, value: int, /) -> None:
+        self.cr3 = value
+        self._tlb.clear()
+
+    def invlpg(self, gva: int, /) -> None:
+        # A translation of 2 MiB goes as a whole.
+        for write in (False, True):
+            found = self._tlb.get((gva >> PAGE_SHIFT, write))
+            npages = 1 if found is None else found.page_size >> PAGE_SHIFT
+            first = gva >> PAGE_SHIFT & -npages
+            for page in range(first, first + npages):
+                self._tlb.pop((page, write), None)
+
+    def forget(self) -> None:
+        """Another CPU flushes all TLBs."""
+        self._tlb.clear()
 
     def rdmsr(self, index: int, /) -> int:
         assert index == SEV_STATUS_MSR
@@ -168,6 +242,8 @@ class FakePort:
 
     def flush_tlb(self) -> None:
         self.log.append(("flush", 0))
+        for port in self.machine.ports:
+            port.forget()
 
     def charge(self, ticks: int, /) -> None:
         assert ticks >= 0
@@ -193,7 +269,7 @@ class FakeVmpl0:
 
     def __post_init__(self) -> None:
         self.rmp = Rmp([range(RAM_SIZE)])
-        self.core = Core(CoreConfig(AP_START, PAGE_TABLES))
+        self.core = Core(CoreConfig(CPU_START, IMAGE))
         self.ports = [FakePort(self) for _ in range(self.info.cpu_count)]
         self.calls: dict[int, FakeGateCall] = {}
         self.vmsas: dict[tuple[int, int], int] = {}
@@ -213,6 +289,10 @@ class FakeVmpl0:
             for gpa in range(launched.gpa, launched.gpa + launched.npages * PAGE_SIZE, PAGE_SIZE):
                 self.rmp.psmash(Spa(gpa & -HUGE_PAGE_SIZE))
                 self.rmp.firmware_update(Spa(gpa), validated=True)
+        pointers = BOOT_TABLES + PAGE_SIZE
+        slot = BOOT_TABLES + (PRIVATE_MAP >> 39 & 0x1FF) * 8
+        self.put(slot, (pointers | C_BIT | 0x63).to_bytes(8, "little"))
+        self.put(pointers, (C_BIT | 0xE3 | 1 << 63).to_bytes(8, "little"))
         self.put(KERNEL, KERNEL_BYTE * PAGE_SIZE)
         self.put(LAUNCH_INFO, self.info.to_page())
         secrets = SecretsPage()
@@ -273,6 +353,9 @@ class FakeVmpl0:
             call = FakeGateCall(self.ports[vcpu], vcpu)
             call.rbx = GateReason.AP if vcpu else GateReason.BOOT
             call.rax = 0 if vcpu else LAUNCH_INFO
+            if (vcpu, 0) in self.vmsas:
+                started = self.vmsa(self.vmsas[vcpu, 0])
+                self.ports[vcpu].cr3, self.ports[vcpu].cr4 = started.rax, started.rcx
             self.calls[vcpu] = call
         for _ in range(100_000):
             before = (call.rax, call.rbx)
@@ -292,6 +375,9 @@ class FakeVmpl0:
             call.rbx = GateReason.LOOP
             if action is GateAction.HLT:
                 return "halt"
+            if action is GateAction.START:
+                call.port.write_cr3(request)
+                call.port.cr4 = call.rcx
             if action is GateAction.VMGEXIT:
                 call.rbx = GateReason.VMGEXIT
                 chosen = self.answer(request)

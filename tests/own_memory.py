@@ -44,6 +44,12 @@ class OwnMemory:
     def rdmsr(self, index: int, /) -> int:
         raise AssertionError("bookkeeping reads no MSR")
 
+    def write_cr3(self, value: int, /) -> None:
+        raise AssertionError("bookkeeping changes no page tables")
+
+    def invlpg(self, gva: int, /) -> None:
+        raise AssertionError("bookkeeping unmaps nothing")
+
     def flush_tlb(self) -> None:
         raise AssertionError("bookkeeping flushes no TLB")
 

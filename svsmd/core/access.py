@@ -3,28 +3,41 @@
 
 Each tries its instruction until no nested page fault stands in the way: PVALIDATE and RMPADJUST of
 4 KiB inside a 2 MiB RMP entry, for one, ask the host for a PSMASH that way (24593, 15.36.11). In
-between the host may run other vCPUs. All addresses are GPAs, in the private map unless the name
+between the host may run other vCPUs. All addresses are GPAs, of private memory unless the name
 says so. What the CPU itself would refuse comes out as `GuestFault`.
+
+Only the SVSM's own memory is mapped for good (`load_own` and the like). Every other page is mapped
+for the access, in a slot of this CPU's address space, and the mapping is gone when the access is
+over, however often it was tried. `mapped` keeps one for several accesses to the same page.
 
 Spec: 24594 (PVALIDATE, RMPADJUST), 24593 15.36.7 (VMPL permissions).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, TypeVar
 
 from svsmd.core import costs
 from svsmd.core.gate import Handler, NestedPageFault, SvsmPanic
-from svsmd.core.percpu import PerCpu
-from svsmd.core.port import PRIVATE_MAP, SHARED_MAP
+from svsmd.core.page_entry import PageFlags, leaf_entry
+from svsmd.core.percpu import PerCpu, Slot, Window
+from svsmd.core.port import PRIVATE_MAP
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.rmp import NUM_VMPLS, Perm, RmpAttributes, RmpReturn
-from svsmd.snp.types import PAGE_SIZE, PageSize
+from svsmd.snp.types import PAGE_MASK, PAGE_SIZE, PageSize
 
 T = TypeVar("T")
 
 _CACHE_LINE: Final = 64
+_NOT_PRESENT: Final = bytes(8)
+_LEAVES: Final = {
+    (size, shared): leaf_entry(0, PageFlags.WRITE | (PageFlags.SHARED if shared else 0), size)
+    for size in PageSize
+    for shared in (False, True)
+}
+"""Entries of temporary mappings, by size and whether the page is shared."""
 
 PERM_ALL: Final = int(Perm.ALL) << RmpAttributes.PERM_SHIFT
 """RDX[11:8] of RMPADJUST: read, write, execute at every CPL."""
@@ -44,16 +57,104 @@ def _retry(instruction: Callable[[], T]) -> Handler[T]:
             yield NestedPageFault(fault)
 
 
-def load(cpu: PerCpu, gpa: int, nbytes: int) -> Handler[bytes]:
-    """Read private memory."""
+def _window(cpu: PerCpu, gpa: int, nbytes: int, shared: bool) -> Window | None:
+    for window in cpu.windows:
+        if window.start <= gpa and gpa + nbytes <= window.stop and window.shared == shared:
+            return window
+    return None
+
+
+class mapped:
+    """A temporary mapping of one page on this CPU; in its block the accesses to the page use it.
+
+    Entering gives the GVA of `gpa`. A page that is mapped already stays as it is, so blocks nest.
+    """
+
+    __slots__ = ("_cpu", "_gpa", "_shared", "_size", "_slot", "_window")
+
+    def __init__(
+        self,
+        cpu: PerCpu,
+        gpa: int,
+        size: PageSize = PageSize.SIZE_4K,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self._cpu, self._gpa, self._size, self._shared = cpu, gpa, size, shared
+        self._slot: Slot | None = None
+
+    def __enter__(self) -> int:
+        cpu, gpa, size = self._cpu, self._gpa, self._size
+        window = _window(cpu, gpa, size.nbytes, self._shared)
+        if window is None:
+            free = cpu.slots[size]
+            if not free:
+                raise SvsmPanic(f"vCPU {cpu.apic_id} has no place to map page {gpa:#x}")
+            self._slot = slot = free.pop()
+            leaf = _LEAVES[size, self._shared] | gpa
+            store_own(cpu, slot.entry, leaf.to_bytes(8, "little"))
+            window = Window(gpa, gpa + size.nbytes, slot.gva, self._shared)
+            cpu.windows.append(window)
+        self._window = window
+        return window.gva + gpa - window.start
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A handler that is closed while it is suspended has no machine any more.
+        if self._slot is None or kind is GeneratorExit:
+            return
+        cpu, slot = self._cpu, self._slot
+        cpu.windows.remove(self._window)
+        store_own(cpu, slot.entry, _NOT_PRESENT)
+        cpu.port.charge(costs.INVLPG)
+        cpu.port.invlpg(slot.gva)
+        cpu.slots[self._size].append(slot)
+
+
+def _load(cpu: PerCpu, gpa: int, nbytes: int, shared: bool) -> Handler[bytes]:
     cpu.port.charge(_copy_cost(nbytes))
-    return (yield from _retry(lambda: cpu.port.read(PRIVATE_MAP + gpa, nbytes)))
+    parts: list[bytes] = []
+    for start, chunk in _pages(gpa, nbytes):
+        with mapped(cpu, start & ~PAGE_MASK, shared=shared) as page:
+            gva = page + (start & PAGE_MASK)
+            parts.append((yield from _retry(partial(_read, cpu, gva, chunk))))
+    return b"".join(parts)
+
+
+def _store(cpu: PerCpu, gpa: int, data: bytes, shared: bool) -> Handler[None]:
+    cpu.port.charge(_copy_cost(len(data)))
+    for start, chunk in _pages(gpa, len(data)):
+        part = data[start - gpa : start - gpa + chunk]
+        with mapped(cpu, start & ~PAGE_MASK, shared=shared) as page:
+            gva = page + (start & PAGE_MASK)
+            yield from _retry(partial(_write, cpu, gva, part))
+
+
+def _pages(gpa: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """Start and length of the parts of a range that lie in different pages."""
+    while nbytes:
+        chunk = min(nbytes, PAGE_SIZE - (gpa & PAGE_MASK))
+        yield gpa, chunk
+        gpa += chunk
+        nbytes -= chunk
+
+
+def _read(cpu: PerCpu, gva: int, nbytes: int) -> bytes:
+    # The port changes from one try to the next.
+    return cpu.port.read(gva, nbytes)
+
+
+def _write(cpu: PerCpu, gva: int, data: bytes) -> None:
+    cpu.port.write(gva, data)
+
+
+def load(cpu: PerCpu, gpa: int, nbytes: int) -> Handler[bytes]:
+    """Read private memory, page by page."""
+    return _load(cpu, gpa, nbytes, shared=False)
 
 
 def store(cpu: PerCpu, gpa: int, data: bytes) -> Handler[None]:
-    """Write private memory."""
-    cpu.port.charge(_copy_cost(len(data)))
-    yield from _retry(lambda: cpu.port.write(PRIVATE_MAP + gpa, data))
+    """Write private memory, page by page."""
+    return _store(cpu, gpa, data, shared=False)
 
 
 def load_own(cpu: PerCpu, gpa: int, nbytes: int) -> bytes:
@@ -89,35 +190,36 @@ def zero_own(cpu: PerCpu, gpa: int, nbytes: int) -> None:
 
 def load_shared(cpu: PerCpu, gpa: int, nbytes: int) -> Handler[bytes]:
     """Read shared memory: bytes that the host wrote, or may change at any time."""
-    cpu.port.charge(_copy_cost(nbytes))
-    return (yield from _retry(lambda: cpu.port.read(SHARED_MAP + gpa, nbytes)))
+    return _load(cpu, gpa, nbytes, shared=True)
 
 
 def store_shared(cpu: PerCpu, gpa: int, data: bytes) -> Handler[None]:
     """Write shared memory: the host sees it."""
-    cpu.port.charge(_copy_cost(len(data)))
-    yield from _retry(lambda: cpu.port.write(SHARED_MAP + gpa, data))
+    return _store(cpu, gpa, data, shared=True)
 
 
 def zero(cpu: PerCpu, gpa: int, size: PageSize) -> Handler[None]:
     """Make a private page all zero."""
     cpu.port.charge(costs.COPY_PAGE * size.npages)
-    yield from _retry(lambda: cpu.port.zero(PRIVATE_MAP + gpa, size.nbytes))
+    with mapped(cpu, gpa, size) as gva:
+        yield from _retry(lambda: cpu.port.zero(gva, size.nbytes))
 
 
 def pvalidate(cpu: PerCpu, gpa: int, size: PageSize, validate: bool) -> Handler[tuple[int, bool]]:
     """PVALIDATE; returns EAX and CF."""
     cpu.port.charge(costs.PVALIDATE)
-    return (yield from _retry(lambda: cpu.port.pvalidate(PRIVATE_MAP + gpa, size, validate)))
+    with mapped(cpu, gpa, size) as gva:
+        return (yield from _retry(lambda: cpu.port.pvalidate(gva, size, validate)))
 
 
 def rmpadjust(cpu: PerCpu, gpa: int, size: PageSize, attributes: int) -> Handler[int]:
     """RMPADJUST; returns EAX. An exception counts as FAIL_INPUT, as COCONUT-SVSM has it too."""
     cpu.port.charge(costs.RMPADJUST)
-    try:
-        return (yield from _retry(lambda: cpu.port.rmpadjust(PRIVATE_MAP + gpa, size, attributes)))
-    except GuestFault:
-        return RmpReturn.FAIL_INPUT
+    with mapped(cpu, gpa, size) as gva:
+        try:
+            return (yield from _retry(lambda: cpu.port.rmpadjust(gva, size, attributes)))
+        except GuestFault:
+            return RmpReturn.FAIL_INPUT
 
 
 def grant(cpu: PerCpu, gpa: int, size: PageSize, vmpl: int) -> Handler[int]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """From the first gate call of the boot CPU to a guest that is ready to run.
 
-In this order: read the launch info; validate the SVSM's own region; agree with the hypervisor and
-share a GHCB page with it; validate the rest of the memory and grant it to the guest; give the guest
-its copies of the secrets and the CPUID page; write the VMSA of its boot CPU.
+In this order: read the launch info; validate the SVSM's own region; make page tables and go on in
+them; agree with the hypervisor and share a GHCB page with it; validate the rest of the memory and
+grant it to the guest; give the guest its copies of the secrets and the CPUID page; write the VMSA
+of its boot CPU.
 
 The host decides what it puts at each address, so every page is either one that LAUNCH_UPDATE has
 put there (measured, validated already), or one that PVALIDATE changes from invalid to valid here
@@ -20,17 +21,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from svsmd.core.access import flush_tlb, grant, load_own, pvalidate, rmpadjust, store_own, zero
-from svsmd.core.gate import Handler, Preempt, SvsmPanic
+from svsmd.core.access import (
+    flush_tlb,
+    grant,
+    load_own,
+    mapped,
+    pvalidate,
+    rmpadjust,
+    store,
+    zero,
+)
+from svsmd.core.gate import Handler, Preempt, StartCpu, SvsmPanic
 from svsmd.core.guest_memory import GuestMemory, subtract
 from svsmd.core.hypervisor import ApCreationRequest, ap_creation, negotiate, set_up_ghcb
 from svsmd.core.launch_info import LaunchInfo, LaunchInfoError, LaunchRangeFlags
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
-from svsmd.core.percpu import GuestWorld, PerCpu
+from svsmd.core.paging.cpu_area import CpuArea
+from svsmd.core.paging.kernel_maps import ImageLayout, KernelMaps
+from svsmd.core.percpu import GuestWorld, PerCpu, Window
+from svsmd.core.port import PRIVATE_MAP
 from svsmd.core.validation_bitmap import ValidationBitmap
 from svsmd.core.vmsa_setup import (
-    CPU_AREA_SIZE,
     SUPPORTED_SEV_FEATURES,
     SevState,
     guest_boot_vmsa,
@@ -40,7 +52,6 @@ from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.rmp import RmpAttributes, RmpReturn
 from svsmd.snp.secrets_page import SVSM_MAX_VERSION, SecretsPage
 from svsmd.snp.types import (
-    C_BIT,
     C_BIT_POSITION,
     HUGE_PAGE_SIZE,
     PAGE_SHIFT,
@@ -49,9 +60,13 @@ from svsmd.snp.types import (
     PageSize,
     Vmpl,
 )
-from svsmd.snp.vmsa import SEV_STATUS_FEATURES_SHIFT, SEV_STATUS_MSR, SevFeatures, Vmsa
+from svsmd.snp.vmsa import SEV_STATUS_FEATURES_SHIFT, SEV_STATUS_MSR, Cr4, SevFeatures, Vmsa
 
 CPUID_ENCRYPTION_FUNCTION: Final = 0x8000_001F
+CPUID_STRUCTURED_FEATURES: Final = 7
+CPUID_SMEP: Final = 1 << 7
+CPUID_SMAP: Final = 1 << 20
+"""Bits of its EBX."""
 CPUID_SVSM_PRESENT: Final = 1 << 28
 """Bit of its EAX that says that the guest runs under an SVSM (58019, section 3)."""
 
@@ -72,6 +87,9 @@ class Machine:
     launch: LaunchInfo
     memory: GuestMemory
     pages: PageAllocator
+    maps: KernelMaps
+    cr4: int
+    """Of all CPUs at VMPL0."""
     guest_vmpl: Vmpl
     sev: SevState
     guest_vmsa: Gpa
@@ -131,14 +149,6 @@ def read_sev_state(cpu: PerCpu, launch: LaunchInfo) -> SevState:
     return SevState(features, own.guest_tsc_scale, own.guest_tsc_offset)
 
 
-def allocate_at_boot(cpu: PerCpu, pages: PageAllocator, kind: PageKind, order: int = 0) -> Gpa:
-    """Pages without which this machine cannot run; panics if there are none."""
-    try:
-        return pages.allocate(cpu, order, kind)
-    except OutOfMemory as error:
-        raise SvsmPanic(TOO_SMALL) from error
-
-
 def make_allocator(cpu: PerCpu, region: range, *, poison: bool) -> PageAllocator:
     """The allocator of all pages of the region behind what was launched."""
     info = Gpa(region.start + DYNAMIC_OFFSET)
@@ -159,13 +169,45 @@ def memory_report(pages: PageAllocator) -> str:
     return f"memory: {statistics.free * kib} of {statistics.total * kib} KiB free; {used}"
 
 
+def choose_cr4(cpu: PerCpu, launch: LaunchInfo) -> int:
+    """CR4 for VMPL0: with SMEP and SMAP if the CPUID page has them."""
+    cr4 = Cr4.PAE | Cr4.OSFXSR
+    for entry in CpuidPage.copy_of(load_own(cpu, launch.svsm_cpuid, PAGE_SIZE)).functions():
+        if (entry.eax_in, entry.ecx_in) == (CPUID_STRUCTURED_FEATURES, 0):
+            cr4 |= Cr4.SMEP if entry.ebx & CPUID_SMEP else 0
+            cr4 |= Cr4.SMAP if entry.ebx & CPUID_SMAP else 0
+    return int(cr4)
+
+
+def _make_tables(
+    cpu: PerCpu, launch: LaunchInfo, pages: PageAllocator, image: ImageLayout, cr4: int
+) -> Handler[KernelMaps]:
+    """Make the core's page tables, and run on in them on the boot CPU."""
+    region = range(launch.svsm_base, launch.svsm_base + launch.svsm_size)
+    not_own = {page for page in (launch.svsm_vmsa, launch.guest_caa) if page in region}
+    maps = KernelMaps(cpu, pages, region, image, not_own)
+    area = CpuArea(cpu, maps)
+    yield StartCpu(area.cr3, cr4)
+    area.enter(cpu)
+    return maps
+
+
 def boot(
-    cpu: PerCpu, launch: LaunchInfo, log: CoreLog, *, poison: bool = False
+    cpu: PerCpu, launch: LaunchInfo, image: ImageLayout, log: CoreLog, *, poison: bool = False
 ) -> Handler[Machine]:
     """Set the machine up on the boot CPU, whose `world` is the guest's when this returns.
 
     `poison` is the page allocator's debug option.
     """
+    try:
+        return (yield from _boot(cpu, launch, image, log, poison))
+    except OutOfMemory as error:
+        raise SvsmPanic(TOO_SMALL) from error
+
+
+def _boot(
+    cpu: PerCpu, launch: LaunchInfo, image: ImageLayout, log: CoreLog, poison: bool
+) -> Handler[Machine]:
     sev = read_sev_state(cpu, launch)
     vmpl = Vmpl(launch.guest_vmpl)
     ram = [range(r.base, r.base + r.size) for r in launch.ram]
@@ -176,19 +218,20 @@ def boot(
         for pages, v in zip(launched, launch.validated, strict=True)
         if v.flags & LaunchRangeFlags.SVSM
     ]
+    # The tables that the image starts with map the region as its own map later does, whole.
+    cpu.windows.append(Window(region.start, region.stop, PRIVATE_MAP + region.start))
     for fresh in subtract([region], launched):
         for gpa, size in pieces(fresh):
             yield from validate(cpu, gpa, size)
 
+    cr4 = choose_cr4(cpu, launch)
     pages = make_allocator(cpu, region, poison=poison)
+    maps = yield from _make_tables(cpu, launch, pages, image, cr4)
     features = yield from negotiate()
-    yield from set_up_ghcb(cpu, allocate_at_boot(cpu, pages, PageKind.GHCB))
+    yield from set_up_ghcb(cpu, maps)
     log.write(f"GHCB protocol 2, hypervisor features {features:#x}")
 
-    try:
-        bitmap = ValidationBitmap(cpu, ram, pages)
-    except OutOfMemory as error:
-        raise SvsmPanic(TOO_SMALL) from error
+    bitmap = ValidationBitmap(cpu, ram, pages)
     owned = subtract(ram, [region, *svsm_launched])
     memory = GuestMemory(owned, launch.guest_caa, bitmap)
     for fresh in subtract(owned, launched):
@@ -198,21 +241,27 @@ def boot(
     total = sum(len(r) for r in owned)
     log.write(f"{total >> 20} MiB of {sum(len(r) for r in ram) >> 20} MiB granted to VMPL{vmpl}")
 
-    vmsa = allocate_at_boot(cpu, pages, PageKind.VMSA)
-    machine = Machine(launch, memory, pages, vmpl, sev, vmsa)
+    guest_vmsa = maps.allocate_apart(cpu, PageKind.VMSA)
+    machine = Machine(launch, memory, pages, maps, cr4, vmpl, sev, guest_vmsa)
     yield from copy_pages(cpu, machine, GuestSequenceNumbers())
     yield from make_guest(cpu, machine)
     log.write(f"guest starts at {launch.entry.rip:#x}")
     return machine
 
 
-def start_ap(cpu: PerCpu, machine: Machine, apic_id: int, ap_start: int, cr3: int) -> Handler[None]:
-    """Start the SVSM on another vCPU: `ap_start` is its GVA there, `cr3` VMPL0's page tables."""
-    order = (CPU_AREA_SIZE // PAGE_SIZE - 1).bit_length()
-    area = allocate_at_boot(cpu, machine.pages, PageKind.PER_CPU, order)
-    vmsa = allocate_at_boot(cpu, machine.pages, PageKind.VMSA)
-    store_own(cpu, vmsa, svsm_ap_vmsa(ap_start, cr3 | C_BIT, area, apic_id, machine.sev))
-    yield from _mark_vmsa(cpu, vmsa)
+def start_ap(cpu: PerCpu, machine: Machine, target: PerCpu, ap_start: int) -> Handler[None]:
+    """Start the SVSM on another vCPU; `ap_start` is its GVA there."""
+    apic_id = target.apic_id
+    try:
+        area = CpuArea(cpu, machine.maps)
+        vmsa = machine.maps.allocate_apart(cpu, PageKind.VMSA)
+    except OutOfMemory as error:
+        raise SvsmPanic(TOO_SMALL) from error
+    area.enter(target)
+    contents = svsm_ap_vmsa(ap_start, area.cr3, machine.cr4, apic_id, machine.sev)
+    with mapped(cpu, vmsa):
+        yield from store(cpu, vmsa, contents)
+        yield from _mark_vmsa(cpu, vmsa)
     done = yield from ap_creation(
         cpu, ApCreationRequest.CREATE, apic_id, Vmpl.VMPL0, vmsa, machine.sev.features
     )
@@ -264,9 +313,10 @@ def _give(
 ) -> Handler[None]:
     """Give pages to the guest, after validating those that the launch has not."""
     for gpa, size in pieces(pages):
-        if not validated:
-            yield from validate(cpu, gpa, size)
-        yield from give_access(cpu, gpa, size, vmpl)
+        with mapped(cpu, gpa, size):
+            if not validated:
+                yield from validate(cpu, gpa, size)
+            yield from give_access(cpu, gpa, size, vmpl)
         if size is PageSize.SIZE_2M:
             yield Preempt()
     memory.validated.set(cpu, pages.start, len(pages) >> PAGE_SHIFT, True)
@@ -286,20 +336,21 @@ def copy_pages(cpu: PerCpu, machine: Machine, numbers: GuestSequenceNumbers) -> 
     secrets.svsm_max_version = SVSM_MAX_VERSION
     secrets.svsm_guest_vmpl = machine.guest_vmpl
     numbers.store(secrets)
-    store_own(cpu, launch.guest_secrets, secrets.tobytes())
+    yield from store(cpu, launch.guest_secrets, secrets.tobytes())
 
     cpuid = CpuidPage.copy_of(load_own(cpu, launch.svsm_cpuid, PAGE_SIZE))
     for index, entry in enumerate(cpuid.functions()):
         if entry.eax_in == CPUID_ENCRYPTION_FUNCTION:
             cpuid.set_function(index, entry._replace(eax=entry.eax | CPUID_SVSM_PRESENT))
-    store_own(cpu, launch.guest_cpuid, cpuid.tobytes())
+    yield from store(cpu, launch.guest_cpuid, cpuid.tobytes())
     yield Preempt()
 
 
 def _give_calling_area(cpu: PerCpu, caa: Gpa, vmpl: Vmpl) -> Handler[None]:
     """The one page of the SVSM's region that the guest may use."""
-    yield from zero(cpu, caa, PageSize.SIZE_4K)
-    yield from give_access(cpu, caa, PageSize.SIZE_4K, vmpl)
+    with mapped(cpu, caa):
+        yield from zero(cpu, caa, PageSize.SIZE_4K)
+        yield from give_access(cpu, caa, PageSize.SIZE_4K, vmpl)
 
 
 def _mark_vmsa(cpu: PerCpu, gpa: Gpa) -> Handler[None]:
@@ -313,8 +364,10 @@ def make_guest(cpu: PerCpu, machine: Machine) -> Handler[None]:
     """Write calling area and VMSA of the guest's boot CPU, and name the VMSA to the host."""
     launch, vmsa = machine.launch, machine.guest_vmsa
     yield from _give_calling_area(cpu, launch.guest_caa, machine.guest_vmpl)
-    store_own(cpu, vmsa, guest_boot_vmsa(launch.entry, machine.guest_vmpl, machine.sev))
-    yield from _mark_vmsa(cpu, vmsa)
+    with mapped(cpu, vmsa):
+        contents = guest_boot_vmsa(launch.entry, machine.guest_vmpl, machine.sev)
+        yield from store(cpu, vmsa, contents)
+        yield from _mark_vmsa(cpu, vmsa)
     flush_tlb(cpu)
     done = yield from ap_creation(
         cpu,

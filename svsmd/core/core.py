@@ -15,8 +15,8 @@ from typing import Final, Never
 
 from svsmd.core.access import store_own
 from svsmd.core.boot import (
+    TOO_SMALL,
     Machine,
-    allocate_at_boot,
     boot,
     memory_report,
     read_launch_info,
@@ -26,9 +26,10 @@ from svsmd.core.calls import CallProtocol
 from svsmd.core.gate import Gate, GateReason, Handler, SvsmPanic
 from svsmd.core.hypervisor import SvsmReason, set_up_ghcb, terminate_request
 from svsmd.core.log import CoreLog
-from svsmd.core.memory import PageKind
+from svsmd.core.memory import OutOfMemory
+from svsmd.core.paging.kernel_maps import ImageLayout
 from svsmd.core.percpu import PerCpu
-from svsmd.core.port import IMAGE_MAP, GateCall
+from svsmd.core.port import GateCall
 from svsmd.core.protocols.core import CoreProtocol
 from svsmd.core.request_loop import RequestLoop
 from svsmd.core.restart import PayloadChanged, Restarter
@@ -39,13 +40,13 @@ from svsmd.snp.secrets_page import VMPCK_COUNT, VMPCK_SIZE, SecretsPage
 class CoreConfig:
     """What the core has to know of the native image, and who listens to its log.
 
-    `ap_start` and `page_tables` are the GVAs of the image's symbols svsm_ap_start and svsm_pml4.
+    `cpu_start` is the GVA of the image's symbol svsm_cpu_start, `image` where its parts end.
     Everything about the machine comes from the measured launch-info page instead. With `poison`
     freed memory of the SVSM is filled, and looked at when it is used again.
     """
 
-    ap_start: int
-    page_tables: int
+    cpu_start: int
+    image: ImageLayout
     on_log: Callable[[str], None] | None = None
     poison: bool = False
 
@@ -102,7 +103,9 @@ class Core:
         launch = read_launch_info(cpu, launch_info)
         self._secrets = launch.svsm_secrets
         self.log.write(f"SVSM at {launch.svsm_base:#x}, {launch.cpu_count} vCPUs")
-        machine = self._machine = yield from boot(cpu, launch, self.log, poison=self._config.poison)
+        machine = self._machine = yield from boot(
+            cpu, launch, self._config.image, self.log, poison=self._config.poison
+        )
         others = [apic_id for apic_id in range(launch.cpu_count) if apic_id != cpu.apic_id]
         for apic_id in others:
             # The port is the boot CPU's until this vCPU's own first gate call, which replaces it.
@@ -123,9 +126,8 @@ class Core:
         loop = self._loop = RequestLoop(
             machine.memory, self._protocols, machine.guest_vmpl, self.log, refused
         )
-        page_tables = launch.svsm_base + (self._config.page_tables - IMAGE_MAP)
         for apic_id in others:
-            yield from start_ap(cpu, machine, apic_id, self._config.ap_start, page_tables)
+            yield from start_ap(cpu, machine, self._cpus[apic_id], self._config.cpu_start)
         self.log.write(memory_report(machine.pages))
         yield from loop.run(cpu)
         raise AssertionError("the request loop has no end")
@@ -133,7 +135,10 @@ class Core:
     def _run_ap(self, cpu: PerCpu) -> Handler[Never]:
         if self._machine is None or self._loop is None:
             raise SvsmPanic(f"vCPU {cpu.apic_id} starts before the boot CPU is done")
-        yield from set_up_ghcb(cpu, allocate_at_boot(cpu, self._machine.pages, PageKind.GHCB))
+        try:
+            yield from set_up_ghcb(cpu, self._machine.maps)
+        except OutOfMemory as error:
+            raise SvsmPanic(TOO_SMALL) from error
         yield from self._loop.run(cpu)
         raise AssertionError("the request loop has no end")
 

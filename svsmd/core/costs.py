@@ -25,6 +25,7 @@ HASH_PAGE: Final = 4096
 """SHA-256 of 4 KiB, a byte a tick."""
 PVALIDATE: Final = 200
 RMPADJUST: Final = 200
+INVLPG: Final = 50
 FLUSH_TLB: Final = 1000
 """INVLPGB with everything named, and TLBSYNC."""
 

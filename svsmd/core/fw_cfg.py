@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 from svsmd.core.access import load_shared, store_shared
 from svsmd.core.gate import Handler
 from svsmd.core.hypervisor import make_shared, port_out
-from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
+from svsmd.core.memory import OutOfMemory, PageKind
+from svsmd.core.paging.kernel_maps import KernelMaps
 from svsmd.core.percpu import PerCpu
 from svsmd.snp.types import PAGE_SIZE, Gpa
 
@@ -57,16 +58,16 @@ class FwCfg:
         self._buffer = buffer
 
     @classmethod
-    def open(cls, cpu: PerCpu, pages: PageAllocator) -> Handler[FwCfg]:
+    def open(cls, cpu: PerCpu, maps: KernelMaps) -> Handler[FwCfg]:
         """Share pages for good; the signature is looked at by `directory`. Raises FwCfgError."""
         try:
-            access = pages.allocate(cpu, 0, PageKind.SHARED)
+            access = maps.allocate_apart(cpu, PageKind.SHARED)
         except OutOfMemory as error:
             raise FwCfgError("the SVSM has no memory for fw_cfg") from error
         try:
-            buffer = pages.allocate(cpu, _BUFFER_ORDER, PageKind.SHARED)
+            buffer = maps.allocate_apart(cpu, PageKind.SHARED, _BUFFER_ORDER)
         except OutOfMemory as error:
-            pages.free(cpu, access)
+            maps.free_apart(cpu, access)
             raise FwCfgError("the SVSM has no memory for fw_cfg") from error
         yield from make_shared(cpu, access)
         for gpa in range(buffer, buffer + _BUFFER_PAGES * PAGE_SIZE, PAGE_SIZE):

@@ -13,6 +13,8 @@ effect             the stub                               the handler is resumed
 `Vmgexit`          WRMSR GHCB, VMGEXIT, RDMSR GHCB        GHCB MSR as it reads now
 `Preempt`          comes back at once                     0
 `Wait`             HLT                                    0
+`StartCpu`         loads CR3, CR4, the CPU's descriptor   0
+                   tables, stack and GS base
 `NestedPageFault`  nothing: the gate instruction exits    0, when the host runs the vCPU again
                    with #VMEXIT(NPF) and is restarted
 =================  =====================================  =====================================
@@ -58,6 +60,8 @@ class GateAction(IntEnum):
     """EDX:EAX is the new GHCB MSR."""
     LOOP = 1
     HLT = 2
+    START = 3
+    """EDX:EAX is the new CR3, RCX the new CR4; the stub starts again in the area of its CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,14 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class StartCpu:
+    """Run on in the core's own page tables and the area of this CPU (`core/paging`)."""
+
+    cr3: int
+    cr4: int
+
+
+@dataclass(frozen=True, slots=True)
 class NestedPageFault:
     """An instruction took a nested page fault; the host may cure it, then it is tried again.
 
@@ -90,7 +102,7 @@ class NestedPageFault:
     fault: NestedFault
 
 
-Effect: TypeAlias = Vmgexit | Preempt | Wait | NestedPageFault
+Effect: TypeAlias = Vmgexit | Preempt | Wait | StartCpu | NestedPageFault
 
 T = TypeVar("T")
 Handler: TypeAlias = Generator[Effect, int, T]
@@ -146,6 +158,9 @@ class Gate:
                 self._leave(call, GateAction.LOOP)
             case Wait():
                 self._leave(call, GateAction.HLT)
+            case StartCpu(cr3, cr4):
+                self._leave(call, GateAction.START, cr3)
+                call.rcx = cr4
             case NestedPageFault(fault):
                 raise fault
             case _:
@@ -165,10 +180,10 @@ class Gate:
         return handler.send(call.rax if call.rbx == GateReason.VMGEXIT else 0)
 
     @staticmethod
-    def _leave(call: GateCall, action: GateAction, msr_value: int = 0) -> None:
+    def _leave(call: GateCall, action: GateAction, value: int = 0) -> None:
         call.rbx = int(action)
-        call.rax = msr_value & _LOW_32
-        call.rdx = msr_value >> 32
+        call.rax = value & _LOW_32
+        call.rdx = value >> 32
 
 
 def describe_panic(error: Exception) -> list[str]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from svsmd.core.access import flush_tlb, load_shared, pvalidate, revoke, store_shared
+from svsmd.core.access import flush_tlb, load_shared, mapped, pvalidate, revoke, store_shared
 from svsmd.core.gate import Handler, SvsmPanic, Vmgexit
+from svsmd.core.memory import PageKind
+from svsmd.core.paging.kernel_maps import KernelMaps
 from svsmd.core.percpu import PerCpu
 from svsmd.snp import ghcb_msr
 from svsmd.snp.bits import Bits, Register64
@@ -92,11 +94,12 @@ def negotiate() -> Handler[HvFeature]:
 
 
 def make_shared(cpu: PerCpu, gpa: int) -> Handler[None]:
-    """Give a validated page of the SVSM to the host: rescind it, and change its state."""
-    if (yield from revoke(cpu, gpa, PageSize.SIZE_4K, Vmpl.VMPL1)) != RmpReturn.SUCCESS:
-        raise SvsmPanic(f"RMPADJUST fails on page {gpa:#x} of the SVSM")
-    if (yield from pvalidate(cpu, gpa, PageSize.SIZE_4K, False)) != (RmpReturn.SUCCESS, False):
-        raise SvsmPanic(f"PVALIDATE cannot rescind page {gpa:#x} of the SVSM")
+    """Give a validated page of the SVSM, which is not mapped, to the host: rescind it, share it."""
+    with mapped(cpu, gpa):
+        if (yield from revoke(cpu, gpa, PageSize.SIZE_4K, Vmpl.VMPL1)) != RmpReturn.SUCCESS:
+            raise SvsmPanic(f"RMPADJUST fails on page {gpa:#x} of the SVSM")
+        if (yield from pvalidate(cpu, gpa, PageSize.SIZE_4K, False)) != (RmpReturn.SUCCESS, False):
+            raise SvsmPanic(f"PVALIDATE cannot rescind page {gpa:#x} of the SVSM")
     flush_tlb(cpu)
     request = ghcb_msr.PageStateChange(gpa >> PAGE_SHIFT, MsrPscOperation.SHARED)
     answer = yield Vmgexit(request.encode())
@@ -108,9 +111,13 @@ def make_shared(cpu: PerCpu, gpa: int) -> Handler[None]:
         raise SvsmPanic(f"the hypervisor does not share page {gpa:#x}: error {error:#x}")
 
 
-def set_up_ghcb(cpu: PerCpu, gpa: Gpa) -> Handler[None]:
-    """Make the page at `gpa` this vCPU's GHCB: shared, cleared and registered."""
+def set_up_ghcb(cpu: PerCpu, maps: KernelMaps) -> Handler[None]:
+    """Give this vCPU a GHCB page: shared, mapped in its area, cleared and registered."""
+    if cpu.area is None:
+        raise SvsmPanic(f"vCPU {cpu.apic_id} has no area")
+    gpa = maps.allocate_apart(cpu, PageKind.GHCB)
     yield from make_shared(cpu, gpa)
+    cpu.area.map_ghcb(cpu, gpa)
     yield from store_shared(cpu, gpa, bytes(PAGE_SIZE))
     gfn = gpa >> PAGE_SHIFT
     answer = yield Vmgexit(ghcb_msr.RegisterGpa(gfn).encode())

@@ -14,9 +14,9 @@ from typing import Final, Protocol
 from svsmd.snp.types import PageSize
 
 PRIVATE_MAP: Final = 0xFFFF_8000_0000_0000
-"""Plus a GPA: all memory with the C-bit set (SVSM_PRIVATE_MAP)."""
-SHARED_MAP: Final = 0xFFFF_9000_0000_0000
-"""Plus a GPA: all memory with the C-bit clear (SVSM_SHARED_MAP)."""
+"""Plus a GPA: the SVSM's own memory, C-bit set (SVSM_PRIVATE_MAP)."""
+PERCPU_MAP: Final = 0xFFFF_FF00_0000_0000
+"""The area of the CPU that looks, `svsmd/core/paging/cpu_area.py` (SVSM_PERCPU_MAP)."""
 IMAGE_MAP: Final = 0xFFFF_FFFF_8000_0000
 """Where the native image is linked; it lies at the start of the SVSM region (SVSM_IMAGE_VIRT)."""
 
@@ -50,6 +50,14 @@ class Port(Protocol):
 
     def rdmsr(self, index: int, /) -> int:
         """RDMSR of an MSR that the hypervisor cannot intercept; else #VC."""
+        ...
+
+    def write_cr3(self, value: int, /) -> None:
+        """MOV to CR3, which also makes this CPU forget its translations."""
+        ...
+
+    def invlpg(self, gva: int, /) -> None:
+        """INVLPG: this CPU forgets the translation of the page that `gva` lies in."""
         ...
 
     def flush_tlb(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Never
 
 from svsmd.core import costs
-from svsmd.core.access import flush_tlb, load, store
+from svsmd.core.access import flush_tlb, load, mapped, store
 from svsmd.core.calls import CallProtocol, Reply, Request
 from svsmd.core.gate import Handler, Preempt, Vmgexit, Wait
 from svsmd.core.guest_memory import GuestMemory
@@ -75,7 +75,13 @@ class RequestLoop:
     def _turn(self, cpu: PerCpu, world: GuestWorld) -> Handler[bool]:
         """Everything but the guest itself; returns whether it may run."""
         memory = self._memory
-        with memory.locked(cpu, world.vmsa), memory.locked(cpu, world.caa):
+        vmsa_page, caa_page = world.vmsa, world.caa
+        with (
+            memory.locked(cpu, vmsa_page),
+            memory.locked(cpu, caa_page),
+            mapped(cpu, vmsa_page),
+            mapped(cpu, caa_page),
+        ):
             vmsa = yield from self._stop_guest(cpu, world)
             request = yield from self._take_request(cpu, world, vmsa)
             if request is not None:

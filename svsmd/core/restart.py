@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from svsmd.core import costs
-from svsmd.core.access import PERM_ALL, flush_tlb, load, revoke, rmpadjust, store, zero
+from svsmd.core.access import PERM_ALL, flush_tlb, load, mapped, revoke, rmpadjust, store, zero
 from svsmd.core.boot import (
     VMSA_OF_SVSM,
     GuestSequenceNumbers,
@@ -78,7 +78,7 @@ class Restarter:
         """
         try:
             if self._fw_cfg is None:
-                self._fw_cfg = yield from FwCfg.open(cpu, self._machine.pages)
+                self._fw_cfg = yield from FwCfg.open(cpu, self._machine.maps)
             files = yield from self._fw_cfg.directory(cpu)
             count = yield from self._count(cpu, self._fw_cfg, files)
             if count == self._done:
@@ -105,7 +105,8 @@ class Restarter:
         yield from self._take_vmsas_back(cpu)
         for owned in machine.memory.owned:
             for gpa, size in pieces(owned):
-                yield from self._renew(cpu, gpa, size)
+                with mapped(cpu, gpa, size):
+                    yield from self._renew(cpu, gpa, size)
                 yield Preempt()
             npages = len(owned) >> PAGE_SHIFT
             machine.memory.validated.set(cpu, owned.start, npages, True)

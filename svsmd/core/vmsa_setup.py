@@ -9,17 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from svsmd.core.gate import GateReason
 from svsmd.core.launch_info import EntryState
-from svsmd.core.port import PRIVATE_MAP
-from svsmd.snp.types import PAGE_SIZE, Gpa, Vmpl
-from svsmd.snp.vmsa import Cr4, Efer, SevFeatures, Vmsa
+from svsmd.snp.types import Vmpl
+from svsmd.snp.vmsa import Efer, SevFeatures, Vmsa
 
 SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC
 """What this SVSM can run with. Its guests have the same: Linux refuses to run with vTOM, #VC
 reflection, restricted or alternate injection (its snp_check_features)."""
-
-CPU_AREA_SIZE: Final = 4 * PAGE_SIZE
-"""Area of one CPU at VMPL0: descriptor tables, TSS and stacks (SVSM_CPU_SIZE of layout.h)."""
 
 _SVSM_CS: Final = 0x08
 _SVSM_DS: Final = 0x10
@@ -60,28 +57,20 @@ def guest_boot_vmsa(entry: EntryState, vmpl: Vmpl, sev: SevState) -> bytes:
     return vmsa.tobytes()
 
 
-def svsm_ap_vmsa(
-    ap_start: int, page_tables: int, cpu_area: Gpa, apic_id: int, sev: SevState
-) -> bytes:
-    """Another CPU of the SVSM at `ap_start` (svsm_ap_start of the native image, GVA).
+def svsm_ap_vmsa(start: int, cr3: int, cr4: int, apic_id: int, sev: SevState) -> bytes:
+    """Another CPU of the SVSM at `start` (svsm_cpu_start of the native image, GVA).
 
-    `page_tables` is the boot CPU's CR3; `cpu_area` has `CPU_AREA_SIZE` bytes, zeroed, and becomes
-    its GS base with the stack at its end. TSC_AUX tells the gate which vCPU comes: the boot CPU's
-    is 0, as LAUNCH_UPDATE has left it.
+    It comes there as the boot CPU does, with the values of CR3 and CR4 to load, and the reason for
+    its first gate call. TSC_AUX tells the gate which vCPU comes: the boot CPU's is 0, as
+    LAUNCH_UPDATE has left it.
     """
-    base = PRIVATE_MAP + cpu_area
     vmsa = Vmsa.long_mode_start(
-        ap_start,
-        base + CPU_AREA_SIZE,
-        page_tables,
-        vmpl=Vmpl.VMPL0,
-        code_selector=_SVSM_CS,
-        data_selector=_SVSM_DS,
+        start, 0, cr3, vmpl=Vmpl.VMPL0, code_selector=_SVSM_CS, data_selector=_SVSM_DS
     )
-    # The SVSM's page tables have no-execute bits; its C code may use SSE.
+    vmsa.rax, vmsa.rcx, vmsa.rbx = cr3, cr4, GateReason.AP
+    vmsa.cr4 = cr4
+    # The SVSM's page tables have no-execute bits.
     vmsa.efer |= Efer.NXE
-    vmsa.cr4 |= Cr4.OSFXSR
     sev.apply(vmsa)
     vmsa.tsc_aux = apic_id
-    vmsa.gs = vmsa.gs._replace(base=base)
     return vmsa.tobytes()

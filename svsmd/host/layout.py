@@ -44,8 +44,8 @@ HIGH_MEMORY_BASE: Final = MIB
 
 SVSM_REGION_SIZE: Final = 4 * MIB
 """The least; it grows with the number of CPUs and with RAM."""
-_SVSM_PAGES_PER_CPU: Final = 6
-"""Its area, VMSA and GHCB (`svsmd.core`)."""
+_SVSM_PAGES_PER_CPU: Final = 10
+"""Its area, page tables, VMSA and GHCB (`svsmd.core`)."""
 _SVSM_SHARED_PAGES: Final = 64
 """Pages that it shares with the host, with room for what aligned blocks leave unused."""
 SVSM_IMAGE_MAX_SIZE: Final = 512 * KIB

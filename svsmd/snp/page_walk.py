@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, PfError, Vector
 from svsmd.snp.physical_access import PhysicalAccess
-from svsmd.snp.types import C_BIT, PAGE_SIZE
+from svsmd.snp.types import C_BIT, PAGE_SHIFT, PAGE_SIZE
 
 CR0_WP: Final = 1 << 16
 CR0_PG: Final = 1 << 31
@@ -58,6 +58,17 @@ class Translation(NamedTuple):
     page_size: int
 
 
+LAST_TABLE_SHIFT: Final = 21
+
+
+class LastTable(NamedTuple):
+    """The page table of 2 MiB of addresses, and what the levels above it allow."""
+
+    table: int
+    allowed: int
+    no_execute: int
+
+
 class PageWalker:
     """Walks guest page tables as one VMPL.
 
@@ -71,9 +82,18 @@ class PageWalker:
         self._debug = debug
 
     def translate(
-        self, state: PagingState, address: int, kind: AccessKind, cpl: int
+        self,
+        state: PagingState,
+        address: int,
+        kind: AccessKind,
+        cpl: int,
+        known: dict[int, LastTable] | None = None,
     ) -> Translation:
         """Translates a linear address.
+
+        Args:
+            known: for long mode, page tables of former walks under the same CR3, by bits 63:21 of
+                the address; used, and added to. Who keeps it drops what INVLPG and flushes drop.
 
         Raises:
             GuestFault: #PF with its error code and address, or #GP for a non-canonical one.
@@ -83,31 +103,43 @@ class PageWalker:
             # Without paging an SNP guest's accesses are private (24593, 15.34.10).
             return Translation((address & 0xFFFF_FFFF) | C_BIT, PAGE_SIZE)
         try:
-            return self._paged(state, address, kind, cpl)
+            return self._paged(state, address, kind, cpl, known)
         except GuestFault as fault:
             if fault.address is None:  # #VC 0x404 of a table's page
                 fault.address = address
             raise
 
-    def _paged(self, state: PagingState, address: int, kind: AccessKind, cpl: int) -> Translation:
+    def _paged(
+        self,
+        state: PagingState,
+        address: int,
+        kind: AccessKind,
+        cpl: int,
+        known: dict[int, LastTable] | None,
+    ) -> Translation:
         if not state.cr4 & CR4_PAE:
             return self._two_levels(state, address & 0xFFFF_FFFF, kind, cpl)
         if state.efer & EFER_LMA:
             sign = address >> 47
             if sign not in (0, 0x1FFFF):
                 raise GuestFault(Vector.GP, 0)
-            return self._levels(state, address, kind, cpl, state.cr3 & _FRAME, 39)
+            return self._levels(state, address, kind, cpl, state.cr3 & _FRAME, 39, known)
         return self._levels(state, address & 0xFFFF_FFFF, kind, cpl, state.cr3 & 0xFFFF_FFE0, 30)
 
     def _entry(self, gpa: int) -> int:
         return self._access.read_u64(self._vmpl, gpa | C_BIT, AccessKind.WALK)
 
     def _levels(
-        self, state: PagingState, address: int, kind: AccessKind, cpl: int, table: int, shift: int
-    ) -> Translation:
+        self, state: PagingState, address: int, kind: AccessKind, cpl: int, table: int, shift: int,
+        known: dict[int, LastTable] | None = None,
+    ) -> Translation:  # fmt: skip
         legacy_pointers = shift == 30
         allowed = _W | _U
         no_execute = 0
+        last = None if known is None else known.get(address >> LAST_TABLE_SHIFT)
+        if last is not None:
+            table, allowed, no_execute = last
+            shift = PAGE_SHIFT
         while True:
             index = (address >> shift) & (3 if legacy_pointers and shift == 30 else 0x1FF)
             where = (table & ~C_BIT) + index * 8
@@ -135,6 +167,8 @@ class PageWalker:
                 self._mark(where, entry, dirty=False)
             table = entry & _FRAME
             shift -= 9
+            if shift == PAGE_SHIFT and known is not None:
+                known[address >> LAST_TABLE_SHIFT] = LastTable(table, allowed, no_execute)
 
     def _two_levels(
         self, state: PagingState, address: int, kind: AccessKind, cpl: int

@@ -41,7 +41,14 @@ from svsmd.snp.interrupt_delivery import (
     TripleFault,
 )
 from svsmd.snp.memory import GuestMemory
-from svsmd.snp.page_walk import CR0_PG, CR4_PAE, PageWalker, PagingState, Translation
+from svsmd.snp.page_walk import (
+    CR0_PG,
+    CR4_PAE,
+    LastTable,
+    PageWalker,
+    PagingState,
+    Translation,
+)
 from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.rmp import Perm, Rmp
 from svsmd.snp.rmp_instructions import RmpInstructions
@@ -261,9 +268,15 @@ class Processor:
         """Linear to guest-physical (with C-bit), with all effects and faults of an access."""
         return self._walkers[self.vmpl].translate(self.paging_state(), address, kind, cpl).gpa
 
-    def translate_leaf(self, address: int, kind: AccessKind, cpl: int) -> Translation:
-        """translate(), with the size of the page that the address is in."""
-        return self._walkers[self.vmpl].translate(self.paging_state(), address, kind, cpl)
+    def translate_leaf(
+        self,
+        address: int,
+        kind: AccessKind,
+        cpl: int,
+        known: dict[int, LastTable] | None = None,
+    ) -> Translation:
+        """translate(), with the size of the page that the address is in; `known` as there."""
+        return self._walkers[self.vmpl].translate(self.paging_state(), address, kind, cpl, known)
 
     def translate_for_debugger(self, address: int) -> int:
         """Linear to guest-physical (with C-bit) without effects; GuestFault if not mapped."""

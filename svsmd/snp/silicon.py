@@ -369,7 +369,10 @@ class Silicon:
             regs = self.cpu.regs
             vcpu = self.cpu.word(self.cpu.layout.tsc_aux) & 0xFFFF_FFFF
             call = GateCall(self._port, vcpu, regs[RAX], regs[RBX], regs[RCX], regs[RDX])
-            callback(call)
+            try:
+                callback(call)
+            finally:
+                self._port.settle()
             regs[RAX], regs[RBX], regs[RCX], regs[RDX] = call.rax, call.rbx, call.rcx, call.rdx
 
         self.processor.gates[gva] = enter

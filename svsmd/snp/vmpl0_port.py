@@ -9,65 +9,128 @@ Spec: 24593, 15.36; 24594 for the instructions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from svsmd.snp.access import AccessKind
-from svsmd.snp.faults import GuestFault, NestedFault
+from svsmd.snp.faults import GuestFault, NestedFault, Vector
+from svsmd.snp.page_walk import LAST_TABLE_SHIFT, LastTable, Translation
 from svsmd.snp.rmp import RmpQueryResult
-from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
+from svsmd.snp.types import (
+    C_BIT,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PHYSICAL_BITS,
+    Gpa,
+    PageSize,
+    Spa,
+    Vmpl,
+)
 
 if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
 
 
-_LARGE_SHIFT: Final = 30
-_LARGE_SIZE: Final = 1 << _LARGE_SHIFT
+_SHIFTS: Final = (PAGE_SHIFT, 21, 30)
+"""Of the sizes that a page can have: 4 KiB, 2 MiB, 1 GiB."""
+_KERNEL_HALF: Final = 1 << 63
+_TLB_ENTRIES: Final = 4096
+"""Of one page size; with more the oldest half is forgotten."""
+
+
+class _Entry(NamedTuple):
+    """One translation: GPA of the page with its C-bit, and whether it was walked for a write."""
+
+    base: int
+    written: bool
+
+
+class _Tlb:
+    """The translations under one CR3, by page size and page number."""
+
+    def __init__(self) -> None:
+        self.sizes: Final[tuple[tuple[int, dict[int, _Entry]], ...]] = tuple(
+            (shift, {}) for shift in _SHIFTS
+        )
+        self._by_shift = dict(self.sizes)
+        self.tables: Final[dict[int, LastTable]] = {}
+        """What walks have found above the last level, as PageWalker.translate() keeps it."""
+
+    def find(self, gva: int, *, write: bool) -> tuple[int, int] | None:
+        """GPA with C-bit and bytes to the end of the page, or None if a walk is needed."""
+        for shift, entries in self.sizes:
+            entry = entries.get(gva >> shift)
+            if entry is not None and (entry.written or not write):
+                offset = gva & ((1 << shift) - 1)
+                return entry.base | offset, (1 << shift) - offset
+        return None
+
+    def add(self, gva: int, leaf: Translation, *, write: bool) -> None:
+        """Remember a walk."""
+        shift = leaf.page_size.bit_length() - 1
+        entries = self._by_shift[shift]
+        if len(entries) >= _TLB_ENTRIES:
+            for old in list(entries)[: _TLB_ENTRIES // 2]:
+                del entries[old]
+        entries[gva >> shift] = _Entry(leaf.gpa & -leaf.page_size, write)
+
+    def forget(self, gva: int) -> None:
+        """Whatever page the address is in."""
+        for shift, entries in self.sizes:
+            entries.pop(gva >> shift, None)
+        self.tables.pop(gva >> LAST_TABLE_SHIFT, None)
+
+
+def _parts(gva: int, n: int) -> list[tuple[int, int]]:
+    """Start and length of the parts of a range that lie in different pages."""
+    first = PAGE_SIZE - (gva & PAGE_MASK)
+    if n <= first:
+        return [(gva, n)]
+    return [
+        (max(gva, page), min(gva + n, page + PAGE_SIZE) - max(gva, page))
+        for page in range(gva & ~PAGE_MASK, gva + n, PAGE_SIZE)
+    ]
 
 
 class Vmpl0Port:
-    """VMPL0's view of the machine. Valid while a gate call is being served."""
+    """VMPL0's view of the machine. Valid while a gate call is being served.
+
+    It has a TLB as a CPU has one, for pages and for tables: what it has seen stays, whatever
+    becomes of the tables, until INVLPG of an address there, a load of its CR3 by `write_cr3`, or a
+    flush. Only supervisor addresses are remembered: what is allowed at the user's depends on
+    RFLAGS.AC. What the RMP says is looked up with every access.
+    """
 
     def __init__(self, processor: Processor) -> None:
         self._p = processor
-        # Like the CPU's TLB: (gva >> shift) -> translation of a large page, for reads, and for
-        # reads and writes, until it is flushed or CR3 is another one.
-        self._cr3 = 0
-        self._readable: dict[int, int] = {}
-        self._writable: dict[int, int] = {}
+        self._tlbs: dict[int, _Tlb] = {}
+        self._engine_is_stale = False
 
     def _translate(self, gva: int, kind: AccessKind) -> tuple[int, int]:
         """GPA with C-bit, and bytes to the end of its page."""
         cr3 = self._p.cpu.cr[3]
-        if cr3 != self._cr3:
-            self._forget()
-            self._cr3 = cr3
+        tlb = self._tlbs.get(cr3)
+        if tlb is None:
+            tlb = self._tlbs[cr3] = _Tlb()
         write = kind is AccessKind.WRITE
-        base = (self._writable if write else self._readable).get(gva >> _LARGE_SHIFT)
-        offset = gva & (_LARGE_SIZE - 1)
-        if base is not None:
-            return base | offset, _LARGE_SIZE - offset
-        leaf = self._p.translate_leaf(gva, kind, 0)
-        if leaf.page_size == _LARGE_SIZE:
-            self._readable[gva >> _LARGE_SHIFT] = leaf.gpa - offset
-            if write:
-                self._writable[gva >> _LARGE_SHIFT] = leaf.gpa - offset
+        found = tlb.find(gva, write=write)
+        if found is not None:
+            return found
+        if gva & _KERNEL_HALF:
+            leaf = self._p.translate_leaf(gva, kind, 0, tlb.tables)
+            tlb.add(gva, leaf, write=write)
+        else:
+            leaf = self._p.translate_leaf(gva, kind, 0)
         return leaf.gpa, leaf.page_size - (gva & (leaf.page_size - 1))
 
-    def _spans(self, gva: int, n: int, kind: AccessKind) -> Iterator[tuple[int, int]]:
-        """GPA with C-bit and bytes of each page of a range that may be accessed so."""
-        physical = self._p.physical
-        while n:
-            chunk = min(n, PAGE_SIZE - (gva & PAGE_MASK))
-            gpa, _ = self._translate(gva, kind)
-            try:
-                physical.resolve(0, gpa, kind)
-            except GuestFault as fault:
-                fault.address = gva
-                raise
-            yield gpa, chunk
-            gva += chunk
-            n -= chunk
+    def _check(self, gva: int, kind: AccessKind) -> None:
+        """Raises as an access to the page would."""
+        gpa, _ = self._translate(gva, kind)
+        try:
+            self._p.physical.resolve(0, gpa, kind)
+        except GuestFault as fault:
+            fault.address = gva
+            raise
 
     def read(self, gva: int, n: int) -> bytes:
         """Reads `n` bytes.
@@ -76,17 +139,30 @@ class Vmpl0Port:
             GuestFault: #PF, #GP or #VC 0x404, with the address that faulted.
             NestedFault: the host gave the page away, or it is not RAM.
         """
-        physical = self._p.physical
-        spans = self._spans(gva, n, AccessKind.READ)
-        return b"".join(physical.read(0, gpa, chunk) for gpa, chunk in spans)
+        parts = []
+        for start, chunk in _parts(gva, n):
+            gpa, _ = self._translate(start, AccessKind.READ)
+            try:
+                parts.append(self._p.physical.read(0, gpa, chunk))
+            except GuestFault as fault:
+                fault.address = start
+                raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, gva: int, data: bytes) -> None:
         """Writes all of `data`, or nothing if a page of it faults; raises as read()."""
-        done = 0
-        for gpa, chunk in list(self._spans(gva, len(data), AccessKind.WRITE)):
-            spa = self._p.physical.write(0, gpa, data[done : done + chunk])
+        parts = _parts(gva, len(data))
+        if len(parts) > 1:
+            for start, _ in parts:
+                self._check(start, AccessKind.WRITE)
+        for start, chunk in parts:
+            gpa, _ = self._translate(start, AccessKind.WRITE)
+            try:
+                spa = self._p.physical.write(0, gpa, data[start - gva : start - gva + chunk])
+            except GuestFault as fault:
+                fault.address = start
+                raise
             self._p.write_memory_hook(spa, chunk)
-            done += chunk
 
     def _operand(self, gva: int) -> tuple[Spa, Gpa]:
         gpa, _ = self._translate(gva, AccessKind.READ)
@@ -138,14 +214,38 @@ class Vmpl0Port:
             gva += chunk
             n -= chunk
 
+    def write_cr3(self, value: int) -> None:
+        """MOV to CR3: this CPU forgets its translations under that value.
+
+        Raises:
+            GuestFault: #GP, for reserved bits.
+        """
+        if value >> PHYSICAL_BITS:
+            raise GuestFault(Vector.GP, 0)
+        self._tlbs.pop(value, None)
+        self._p.cpu.cr[3] = value
+        self._engine_is_stale = True
+
+    def invlpg(self, gva: int) -> None:
+        """INVLPG."""
+        tlb = self._tlbs.get(self._p.cpu.cr[3])
+        if tlb is not None:
+            tlb.forget(gva)
+        self._engine_is_stale = True
+
     def flush_tlb(self) -> None:
         """INVLPGB of everything, then TLBSYNC."""
-        self._forget()
-        self._p.cpu.flush_tlb()
+        self._tlbs.clear()
+        self._engine_is_stale = True
 
-    def _forget(self) -> None:
-        self._readable.clear()
-        self._writable.clear()
+    def settle(self) -> None:
+        """The gate call ends: what it has invalidated, the engine forgets before it goes on.
+
+        The engine drops all that it has cached, since it cannot drop a single page.
+        """
+        if self._engine_is_stale:
+            self._engine_is_stale = False
+            self._p.cpu.flush_tlb()
 
     def charge(self, ticks: int) -> None:
         """The time that the work since the last call takes on the vCPU."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from svsmd.core.boot import pieces
+from svsmd.core.gate import GateReason
 from svsmd.core.guest_memory import subtract
 from svsmd.core.hypervisor import SVSM_REASON_SET, SvsmReason
 from svsmd.snp import ghcb_msr
@@ -18,7 +19,7 @@ from svsmd.snp.secrets_page import SecretsPage
 from svsmd.snp.types import C_BIT, PAGE_SIZE, Gpa, PageSize, Spa
 from svsmd.snp.vmsa import Efer, SevFeatures
 from tests.fake_vmpl0 import (
-    AP_START,
+    CPU_START,
     ENTRY,
     GUEST_CAA,
     GUEST_CPUID,
@@ -30,6 +31,7 @@ from tests.fake_vmpl0 import (
     KEYS,
     LAUNCH_INFO,
     MIB,
+    RAM_SIZE,
     SVSM_BASE,
     SVSM_SECRETS,
     TSC_OFFSET,
@@ -133,9 +135,10 @@ def test_guest_starts_where_the_launch_info_says(machine: FakeVmpl0) -> None:
 def test_other_vcpus_of_the_svsm_are_started_and_wait(machine: FakeVmpl0) -> None:
     machine.boot()
     vmsa = machine.vmsa(machine.vmsas[1, 0])
-    assert vmsa.rip == AP_START
-    assert vmsa.cr3 == SVSM_BASE + 0x5000 | C_BIT
-    assert vmsa.rsp == vmsa.gs.base + 0x4000
+    assert vmsa.rip == CPU_START
+    assert vmsa.cr3 != machine.ports[0].cr3
+    assert SVSM_BASE | C_BIT <= vmsa.cr3 < RAM_SIZE | C_BIT
+    assert (vmsa.rax, vmsa.rcx, vmsa.rbx) == (vmsa.cr3, vmsa.cr4, GateReason.AP)
     assert vmsa.vmpl == 0
     assert vmsa.efer & Efer.NXE
     assert vmsa.tsc_aux == 1
@@ -175,10 +178,12 @@ def test_launch_info_that_names_another_vmsa_is_a_panic() -> None:
 
 def test_ghcb_page_of_the_svsm_is_the_hosts(machine: FakeVmpl0) -> None:
     machine.boot()
-    ghcb = machine.rmp.lookup(machine.ghcbs[0])
+    gpa = machine.ghcbs[0]
+    assert SVSM_BASE <= gpa < RAM_SIZE
+    ghcb = machine.rmp.lookup(gpa)
     assert ghcb is not None
     assert not ghcb.assigned
-    behind = machine.rmp.lookup(SVSM_BASE + 0x10_1000)
+    behind = machine.rmp.lookup(gpa + PAGE_SIZE)
     assert behind is not None
     assert behind.validated
 

@@ -9,7 +9,7 @@
 #define TYPE_TSS64 0x89ULL
 #define GATE_INTERRUPT 0x8e
 
-/* Exceptions that may come when the stack is in no state to be used. */
+/* Exceptions that may come when the stack is in no state to be used; none of them returns. */
 #define VECTOR_NMI 2
 #define VECTOR_DF 8
 #define VECTOR_MC 18
@@ -21,7 +21,7 @@ struct table_register {
 	uint64_t base;
 } __attribute__((packed));
 
-struct svsm_cpu svsm_boot_cpu __attribute__((aligned(4096)));
+struct svsm_boot_area svsm_boot_cpu __attribute__((aligned(4096)));
 struct idt_gate svsm_idt[SVSM_VECTORS] __attribute__((aligned(16)));
 
 static uint8_t ist_of(unsigned int vector)
@@ -56,7 +56,7 @@ void svsm_idt_init(void)
 }
 
 /* Makes GDT and TSS in `cpu` and loads them with the IDT. The caller reloads CS. */
-void svsm_cpu_init(struct svsm_cpu *cpu)
+void svsm_cpu_init(struct svsm_cpu *cpu, uint64_t ist_top)
 {
 	uint64_t tss = (uint64_t)&cpu->tss;
 	struct table_register gdtr = { sizeof(cpu->gdt) - 1, (uint64_t)cpu->gdt };
@@ -68,7 +68,7 @@ void svsm_cpu_init(struct svsm_cpu *cpu)
 	cpu->gdt[3] = (sizeof(cpu->tss) - 1) | (tss & 0xffffff) << 16 | TYPE_TSS64 << 40 |
 		      (tss >> 24 & 0xff) << 56;
 	cpu->gdt[4] = tss >> 32;
-	cpu->tss.ist[0] = (uint64_t)cpu->ist_stack + sizeof(cpu->ist_stack);
+	cpu->tss.ist[0] = ist_top;
 	cpu->tss.iopb = sizeof(cpu->tss); /* no I/O permission bitmap */
 
 	__asm__ volatile("lgdt %0" : : "m"(gdtr));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The area of one CPU: descriptor tables, TSS and stacks. Its address is the CPU's GS base. */
+/* What a CPU has for itself: descriptor tables and TSS in its control page, and stacks. */
 #ifndef SVSMD_NATIVE_CPU_H
 #define SVSMD_NATIVE_CPU_H
 
@@ -26,11 +26,19 @@ struct svsm_cpu {
 	uint64_t gdt[5]; /* null, SVSM_CS, SVSM_DS, SVSM_TSS (two slots) */
 	struct tss tss;
 	uint8_t pad[0x1000 - 8 - 5 * 8 - sizeof(struct tss)];
-	uint8_t ist_stack[SVSM_CPU_IST_SIZE]; /* #DF, NMI, #MC, #VC, #HV: none of them returns */
-	uint8_t stack[SVSM_CPU_SIZE - 0x1000 - SVSM_CPU_IST_SIZE];
 };
 
-_Static_assert(sizeof(struct svsm_cpu) == SVSM_CPU_SIZE, "layout.h");
+_Static_assert(sizeof(struct svsm_cpu) == 0x1000, "a page");
+
+/* The boot CPU's, until the core starts it in an area as other CPUs have it. */
+struct svsm_boot_area {
+	struct svsm_cpu cpu;
+	uint8_t ist_stack[SVSM_CPU_IST_SIZE];
+	uint8_t stack[SVSM_CPU_STACK_SIZE];
+};
+
+_Static_assert(offsetof(struct svsm_boot_area, stack) == SVSM_BOOT_IST_TOP, "layout.h");
+_Static_assert(sizeof(struct svsm_boot_area) == SVSM_BOOT_STACK_TOP, "layout.h");
 
 /* Interrupt gate (24593, 4.8.4). */
 struct idt_gate {
@@ -45,11 +53,11 @@ struct idt_gate {
 
 #define SVSM_VECTORS 32
 
-extern struct svsm_cpu svsm_boot_cpu;
+extern struct svsm_boot_area svsm_boot_cpu;
 extern struct idt_gate svsm_idt[SVSM_VECTORS];
 extern const char svsm_vectors[]; /* entry points, SVSM_VECTOR_SIZE bytes each */
 
 void svsm_idt_init(void);
-void svsm_cpu_init(struct svsm_cpu *cpu);
+void svsm_cpu_init(struct svsm_cpu *cpu, uint64_t ist_top);
 
 #endif

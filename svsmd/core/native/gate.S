@@ -35,10 +35,17 @@ svsm_gate_action:
 	movl	$SVSM_GATE_FROM_VMGEXIT, %ebx
 	jmp	svsm_gate_loop
 
-1:	/* SVSM_GATE_HLT: nothing to do; interrupts stay off, the host runs us again when it likes. */
+1:	cmpq	$SVSM_GATE_START, %rbx
+	je	3f
+	/* SVSM_GATE_HLT: nothing to do; interrupts stay off, the host runs us again when it likes. */
 	hlt
 2:	movl	$SVSM_GATE_FROM_LOOP, %ebx
 	jmp	svsm_gate_loop
+3:	/* SVSM_GATE_START */
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	movl	$SVSM_GATE_FROM_LOOP, %ebx
+	jmp	svsm_cpu_start
 	.cfi_endproc
 	.size	svsm_gate_loop, . - svsm_gate_loop
 

@@ -11,14 +11,23 @@
 #define SVSM_IMAGE_MAX 0x80000 /* bytes that the region keeps for it */
 #define LAUNCH_INFO_OFFSET 0x80000
 
-#define SVSM_PRIVATE_MAP 0xffff800000000000 /* + gpa: all memory with C = 1 */
-#define SVSM_SHARED_MAP 0xffff900000000000 /* + gpa: all memory with C = 0 */
-#define SVSM_DIRECT_MAP_GIB 512 /* size of either */
+#define SVSM_PRIVATE_MAP 0xffff800000000000 /* + gpa: the SVSM's own memory with C = 1 */
+#define SVSM_DIRECT_MAP_GIB 512 /* so much of it is mapped until the core has its own tables */
 
-/* The area of one CPU (cpu.h): control page, then the stacks. The core allocates it, zeroed, for APs. */
-#define SVSM_CPU_SIZE 0x4000
-#define SVSM_CPU_STACK_TOP SVSM_CPU_SIZE
+/*
+ * The area of a CPU, in its own page tables only (core/paging/cpu_area.py). What lies between these
+ * pages is not mapped, so that a stack that overflows faults.
+ */
+#define SVSM_PERCPU_MAP 0xffffff0000000000 /* control page, struct svsm_cpu; GS base */
+#define SVSM_CPU_IST 0xffffff0000002000 /* stack of IST 1 */
 #define SVSM_CPU_IST_SIZE 0x1000
+#define SVSM_CPU_STACK 0xffffff0000004000
+#define SVSM_CPU_STACK_SIZE 0x2000
+#define SVSM_CPU_GHCB 0xffffff0000007000 /* GHCB page, C = 0 */
+
+/* What the boot CPU has instead, in the image, until the core starts it in its area (cpu.h). */
+#define SVSM_BOOT_IST_TOP 0x2000
+#define SVSM_BOOT_STACK_TOP 0x4000
 
 /* Selectors of the GDT in that area. */
 #define SVSM_CS 0x08
@@ -39,5 +48,6 @@
 #define SVSM_GATE_VMGEXIT 0 /* out: WRMSR GHCB := EDX:EAX, VMGEXIT, come back with RDMSR GHCB */
 #define SVSM_GATE_LOOP 1 /* out: come back at once */
 #define SVSM_GATE_HLT 2 /* out: HLT, then come back */
+#define SVSM_GATE_START 3 /* out: start in the area of this CPU, CR3 := EDX:EAX, CR4 := RCX; come back */
 
 #endif

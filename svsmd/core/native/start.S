@@ -28,8 +28,6 @@
 #define MSR_EFER 0xc0000080
 #define EFER_LME (1 << 8)
 #define EFER_NXE (1 << 11)
-#define MSR_GS_BASE 0xc0000101
-#define MSR_GHCB 0xc0010130
 
 #define PML4_SLOT(va) (((va) >> 39 & 511) * 8)
 #define PDPT_SLOT(va) (((va) >> 30 & 511) * 8)
@@ -61,8 +59,6 @@ svsm_start32:
 	write_entry OFFSET(svsm_pml4)(%esi), PTE_TABLE
 	leal	OFFSET(svsm_pdpt_private)(%esi), %eax
 	write_entry (OFFSET(svsm_pml4) + PML4_SLOT(SVSM_PRIVATE_MAP))(%esi), PTE_TABLE
-	leal	OFFSET(svsm_pdpt_shared)(%esi), %eax
-	write_entry (OFFSET(svsm_pml4) + PML4_SLOT(SVSM_SHARED_MAP))(%esi), PTE_TABLE
 	leal	OFFSET(svsm_pdpt_image)(%esi), %eax
 	write_entry (OFFSET(svsm_pml4) + PML4_SLOT(SVSM_IMAGE_VIRT))(%esi), PTE_TABLE
 	leal	OFFSET(svsm_pd_image)(%esi), %eax
@@ -83,17 +79,15 @@ svsm_start32:
 	movl	%esi, %eax
 	write_entry 0(%ebx), PTE_READ_ONLY | PTE_HUGE
 
-	/* Direct maps: entry i of either maps i GiB, no execution, with and without the C-bit. */
+	/* Direct map: entry i maps i GiB, no execution. */
 	xorl	%ecx, %ecx
 1:	movl	%ecx, %eax
 	shll	$30, %eax
 	orl	$(PTE_TABLE | PTE_HUGE), %eax
 	movl	%eax, OFFSET(svsm_pdpt_private)(%esi,%ecx,8)
-	movl	%eax, OFFSET(svsm_pdpt_shared)(%esi,%ecx,8)
 	movl	%ecx, %eax
 	shrl	$2, %eax
 	orl	$PTE_NX_HIGH, %eax
-	movl	%eax, OFFSET(svsm_pdpt_shared) + 4(%esi,%ecx,8)
 	orl	%ebp, %eax
 	movl	%eax, OFFSET(svsm_pdpt_private) + 4(%esi,%ecx,8)
 	incl	%ecx
@@ -169,50 +163,15 @@ svsm_start64:
 	movq	%rax, %cr3
 
 	leaq	svsm_boot_cpu(%rip), %rbx
-	leaq	SVSM_CPU_STACK_TOP(%rbx), %rsp
+	leaq	SVSM_BOOT_STACK_TOP(%rbx), %rsp
 	movq	%rdi, %r12
 	call	svsm_idt_init
+	leaq	SVSM_BOOT_IST_TOP(%rbx), %rsi
 	call	svsm_load_tables
 	movq	%r12, %rax
 	movl	$SVSM_GATE_FROM_BOOT, %ebx
 	jmp	svsm_gate_loop
 	.size	svsm_start64, . - svsm_start64
-
-/*
- * Entry of every other CPU. The core writes its VMSA: 64-bit mode, CPL 0, CR3 = the boot CPU's,
- * GS base = a zeroed area of SVSM_CPU_SIZE bytes, RSP = its end, RIP = here, IF = 0.
- */
-	.globl	svsm_ap_start
-	.type	svsm_ap_start, @function
-svsm_ap_start:
-	leaq	-SVSM_CPU_STACK_TOP(%rsp), %rbx
-	call	svsm_load_tables
-	xorl	%eax, %eax
-	movl	$SVSM_GATE_FROM_AP, %ebx
-	jmp	svsm_gate_loop
-	.size	svsm_ap_start, . - svsm_ap_start
-
-/* RBX = area of this CPU: its tables, its segments, its GS base. Changes RAX, RCX, RDX and C's scratch. */
-	.type	svsm_load_tables, @function
-svsm_load_tables:
-	movq	%rbx, %rdi
-	call	svsm_cpu_init
-	movl	$SVSM_DS, %eax
-	movl	%eax, %ds
-	movl	%eax, %es
-	movl	%eax, %ss
-	movl	%eax, %fs
-	movl	%eax, %gs
-	movl	$MSR_GS_BASE, %ecx
-	movl	%ebx, %eax
-	movq	%rbx, %rdx
-	shrq	$32, %rdx
-	wrmsr
-	popq	%rax
-	pushq	$SVSM_CS
-	pushq	%rax
-	lretq
-	.size	svsm_load_tables, . - svsm_load_tables
 
 	.data
 	.balign	8
@@ -241,7 +200,6 @@ svsm_boot_far:
 	page_table svsm_pdpt_identity
 	page_table svsm_pd_identity
 	page_table svsm_pdpt_private
-	page_table svsm_pdpt_shared
 	page_table svsm_pdpt_image
 	page_table svsm_pd_image
 	page_table svsm_pt_image

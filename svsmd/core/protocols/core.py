@@ -13,7 +13,17 @@ from enum import IntEnum
 from typing import Final
 
 from svsmd.core import costs
-from svsmd.core.access import flush_tlb, grant, load, pvalidate, revoke, rmpadjust, store, zero
+from svsmd.core.access import (
+    flush_tlb,
+    grant,
+    load,
+    mapped,
+    pvalidate,
+    revoke,
+    rmpadjust,
+    store,
+    zero,
+)
 from svsmd.core.calls import CallProtocol, Reply, Request
 from svsmd.core.gate import Handler
 from svsmd.core.guest_memory import GuestMemory
@@ -141,6 +151,11 @@ class CoreProtocol:
         if where % PVALIDATE_ALIGNMENT:
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
         self._memory.check_usable(cpu, where)
+        with mapped(cpu, where & ~PAGE_MASK):
+            return (yield from self._pvalidate_list(cpu, request))
+
+    def _pvalidate_list(self, cpu: PerCpu, request: Request) -> Handler[Reply]:
+        where = request.rcx
         header = yield from load(cpu, where, PVALIDATE_HEADER.size)
         count, start, _reserved = PVALIDATE_HEADER.unpack(header)
         room = PAGE_SIZE - (where & PAGE_MASK) - PVALIDATE_HEADER.size
@@ -185,7 +200,7 @@ class CoreProtocol:
         # The map ends below the C-bit, so this also refuses it, and addresses that are none.
         if not memory.owns(gpa, size.nbytes) or memory.has_registered(gpa, size.nbytes):
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_ADDRESS)
-        with memory.locked(cpu, gpa, size.nbytes):
+        with memory.locked(cpu, gpa, size.nbytes), mapped(cpu, gpa, size):
             if entry.VALIDATE:
                 yield from self._validate(cpu, gpa, size, entry.IGNORE_CF)
                 return costs.PVALIDATE + costs.RMPADJUST + size.npages * costs.COPY_PAGE
@@ -249,7 +264,7 @@ class CoreProtocol:
         target = self._cpus.get(apic_id)
         if target is None:
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
-        with memory.locked(cpu, vmsa), memory.locked(cpu, caa):
+        with memory.locked(cpu, vmsa), memory.locked(cpu, caa), mapped(cpu, vmsa):
             try:
                 yield from self._make_vmsa(cpu, vmsa)
             except (SvsmError, GuestFault):
@@ -300,7 +315,7 @@ class CoreProtocol:
         world = memory.world_of(request.rcx)
         if world is None or world.svsm_owned:
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
-        with memory.locked(cpu, world.vmsa):
+        with memory.locked(cpu, world.vmsa), mapped(cpu, world.vmsa):
             was_enabled = yield from set_svme(cpu, world.vmsa, False)
             code = yield from grant(cpu, world.vmsa, PageSize.SIZE_4K, self._guest_vmpl)
             if code == RmpReturn.FAIL_INUSE:
