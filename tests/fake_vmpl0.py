@@ -35,7 +35,7 @@ from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
 from svsmd.snp.faults import GuestFault, NestedFault, NpfError, Vector
 from svsmd.snp.ghcb import Ghcb, GhcbExit
 from svsmd.snp.ghcb_msr import HvFeature, MsrPscOperation
-from svsmd.snp.page_walk import PageWalker, PagingState, Translation
+from svsmd.snp.page_walk import PageWalker, PagingState
 from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
@@ -51,6 +51,7 @@ from svsmd.snp.types import (
     Spa,
     Vmpl,
 )
+from svsmd.snp.vmpl0_port import Tlb
 from svsmd.snp.vmsa import (
     SEV_STATUS_FEATURES_SHIFT,
     SEV_STATUS_MSR,
@@ -154,18 +155,19 @@ class FakePort:
         self.cr3 = BOOT_TABLES | C_BIT
         self.cr4 = int(Cr4.PAE)
         self._walker = PageWalker(cast("PhysicalAccess", _TableMemory(machine)), 0)
-        self._tlb: dict[tuple[int, bool], Translation] = {}
-        """Never forgets by itself: whoever forgets an INVLPG uses what was there."""
+        self._tlb = Tlb()
+        """Whoever forgets an INVLPG uses what was there before."""
 
     def translate(self, gva: int, kind: AccessKind = AccessKind.READ) -> int:
         """GPA with C-bit; GuestFault as the CPU has it."""
-        key = gva >> PAGE_SHIFT, kind is AccessKind.WRITE
-        found = self._tlb.get(key)
-        if found is None:
-            state = PagingState(_CR0, self.cr3, self.cr4, _EFER)
-            found = self._walker.translate(state, gva & ~PAGE_MASK, kind, 0)
-            self._tlb[key] = found
-        return found.gpa + (gva & PAGE_MASK)
+        write = kind is AccessKind.WRITE
+        found = self._tlb.find(gva, write=write)
+        if found is not None:
+            return found[0]
+        state = PagingState(_CR0, self.cr3, self.cr4, _EFER)
+        leaf = self._walker.translate(state, gva, kind, 0, self._tlb.tables)
+        self._tlb.add(gva, leaf, write=write)
+        return leaf.gpa
 
     def _gpa(self, gva: int, kind: AccessKind) -> int:
         translated = self.translate(gva, kind)
@@ -197,12 +199,13 @@ class FakePort:
             done += part
 
     def zero(self, gva: int, n: int, /) -> None:
-        spans = self._spans(gva, n, AccessKind.WRITE)
-        if gva >= PERCPU_MAP or spans[0][0] < SVSM_BASE:
+        first = self._gpa(gva, AccessKind.WRITE)
+        if gva >= PERCPU_MAP:
             # Not what the SVSM does with memory of its own.
-            self.log.append(("zero", spans[0][0]))
-        for gpa, _ in spans:
-            self.machine.pages.pop(gpa >> PAGE_SHIFT, None)
+            self.log.append(("zero", first))
+        assert self._gpa(gva + n - 1, AccessKind.WRITE) == first + n - 1
+        for page in range(first >> PAGE_SHIFT, (first + n) >> PAGE_SHIFT):
+            self.machine.pages.pop(page, None)
 
     def _operand(self, gva: int) -> int:
         translated = self.translate(gva)
@@ -221,20 +224,14 @@ class FakePort:
 
     def write_cr3(self, value: int, /) -> None:
         self.cr3 = value
-        self._tlb.clear()
+        self._tlb = Tlb()
 
     def invlpg(self, gva: int, /) -> None:
-        # A translation of 2 MiB goes as a whole.
-        for write in (False, True):
-            found = self._tlb.get((gva >> PAGE_SHIFT, write))
-            npages = 1 if found is None else found.page_size >> PAGE_SHIFT
-            first = gva >> PAGE_SHIFT & -npages
-            for page in range(first, first + npages):
-                self._tlb.pop((page, write), None)
+        self._tlb.forget(gva)
 
     def forget(self) -> None:
-        """Another CPU flushes all TLBs."""
-        self._tlb.clear()
+        """A CPU flushes all TLBs."""
+        self._tlb = Tlb()
 
     def rdmsr(self, index: int, /) -> int:
         assert index == SEV_STATUS_MSR

@@ -45,7 +45,7 @@ class _Entry(NamedTuple):
     written: bool
 
 
-class _Tlb:
+class Tlb:
     """The translations under one CR3, by page size and page number."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Vmpl0Port:
 
     def __init__(self, processor: Processor) -> None:
         self._p = processor
-        self._tlbs: dict[int, _Tlb] = {}
+        self._tlbs: dict[int, Tlb] = {}
         self._engine_is_stale = False
 
     def _translate(self, gva: int, kind: AccessKind) -> tuple[int, int]:
@@ -111,7 +111,7 @@ class Vmpl0Port:
         cr3 = self._p.cpu.cr[3]
         tlb = self._tlbs.get(cr3)
         if tlb is None:
-            tlb = self._tlbs[cr3] = _Tlb()
+            tlb = self._tlbs[cr3] = Tlb()
         write = kind is AccessKind.WRITE
         found = tlb.find(gva, write=write)
         if found is not None:
