@@ -200,10 +200,12 @@ class BareMachine:
 
     # -- the vCPU ---------------------------------------------------------------------------
 
-    def make_vmsa(self, vmpl: int, *, user: bool = False) -> None:
-        """Writes the VMSA of 64-bit code at CODE, and marks its page."""
+    def make_vmsa(
+        self, vmpl: int, *, user: bool = False, at: int = VMSA, code: int = CODE, stack: int = STACK
+    ) -> None:
+        """Writes a VMSA of 64-bit code, and marks its page."""
         vmsa = Vmsa.long_mode_start(
-            CODE, STACK, PML4 | C_BIT, page=self.silicon.memory.page(VMSA), vmpl=Vmpl(vmpl),
+            code, stack, PML4 | C_BIT, page=self.silicon.memory.page(at), vmpl=Vmpl(vmpl),
             gdt_base=GDT, gdt_limit=0x5F,
         )  # fmt: skip
         vmsa.idtr = Segment(0, 0, 0xFFF, IDT)
@@ -213,7 +215,7 @@ class BareMachine:
             vmsa.cs = Segment(USER_CS, _CODE_64_USER, 0xFFFF_FFFF, 0)
             vmsa.ss = vmsa.ds = vmsa.es = Segment(USER_SS, _DATA_USER, 0xFFFF_FFFF, 0)
         vmsa.efer |= 1 << 11
-        self.rmp.firmware_update(Spa(VMSA), vmsa=True)
+        self.rmp.firmware_update(Spa(at), vmsa=True)
 
     @property
     def vmsa(self) -> Vmsa:

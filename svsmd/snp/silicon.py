@@ -46,6 +46,7 @@ from svsmd.snp.vmsa_state import illegal_state, load, save
 log = logging.getLogger(__name__)
 
 _NEVER: Final = (1 << 64) - 1
+_IF: Final = 1 << 9
 
 SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC
 """What a VMSA may ask for."""
@@ -115,6 +116,7 @@ class Silicon:
         self._contexts: dict[int, _Context] = {}
         self._loaded: _Context | None = None
         self._vmsa_checked = False  # since the RMP last changed, for the loaded context
+        self._stopped: Vmcb | None = None  # what ran last, if its VMRUN ended without a #VMEXIT
         self._port = Vmpl0Port(self.processor)
 
     # -- what changes behind the engine -----------------------------------------------------
@@ -192,6 +194,8 @@ class Silicon:
 
     def vmrun(self, vmcb: Vmcb, until: int) -> Exit:
         """Runs a VMPL of a vCPU until it exits or the clock reaches `until` ticks."""
+        if self._stopped is not vmcb:
+            self._exit_stopped()
         context = self._loaded
         if context is None or context.vmcb is not vmcb or not self._vmsa_checked:
             refused = self._check_vmsa(vmcb)
@@ -211,6 +215,8 @@ class Silicon:
         finally:
             self.rmp.set_in_use(Spa(vmcb.vmsa_spa), False)
         code = _EXIT_CODES.get(type(exit_))
+        self._stopped = vmcb if code is None else None
+        vmcb.guest_interrupt_mask = bool(cpu.eflags_system & _IF)
         if code is None and self.cpu.shared.answered:
             code = _EXIT_CODES[Vmgexit]
         self.cpu.shared.answered = 0
@@ -219,6 +225,13 @@ class Silicon:
             vmsa.guest_exitcode = code
             debug.stepped = debug.stepping and isinstance(exit_, Vmgexit | Hlt | Cr8WriteTrap)
         return exit_
+
+    def _exit_stopped(self) -> None:
+        """Somebody else runs now: what stood still for the machine's owner was interrupted."""
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None and self.rmp.assigned(stopped.vmsa_spa >> PAGE_SHIFT):
+            vmsa = Vmsa(self.memory.page(stopped.vmsa_spa))
+            vmsa.guest_exitcode = _EXIT_CODES[Intr]
 
     def _run(self, context: _Context, until: int) -> Exit:
         processor, cpu = self.processor, self.cpu
@@ -327,6 +340,8 @@ class Silicon:
         if self._loaded is not None and self._loaded.vmcb is vmcb:
             self.save_loaded()
         self._contexts.pop(id(vmcb), None)
+        if self._stopped is vmcb:
+            self._stopped = None
 
     def load_for_debugger(self, vmcb: Vmcb) -> bool:
         """Makes the registers of a context visible; False if its VMSA cannot be loaded."""

@@ -27,5 +27,10 @@ class Vmcb:
     """An NMI is to be delivered; False once it was."""
     intercept_rdtsc: bool = False
     """RDTSC and RDTSCP end as #VC in the guest."""
+    guest_interrupt_mask: bool = False
+    """RFLAGS.IF of the guest at the last #VMEXIT (offset 0x068, bit 1).
+
+    The host of an SEV-ES guest learns of it in no other way.
+    """
     loaded_vmpl: Vmpl = Vmpl.VMPL0
     """VMPL of the VMSA that the last VMRUN loaded."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from svsmd.snp.exits import Hlt
+from svsmd.snp.exits import Hlt, Intr, Paused
 from svsmd.snp.memory import NotRam
 from svsmd.snp.rmp import RmpReturn, RmpUpdate
 from svsmd.snp.silicon import RmpViolation
-from svsmd.snp.types import Spa
+from svsmd.snp.types import PAGE_SIZE, Spa
+from svsmd.snp.vmcb import Vmcb
 from tests.bare_machine import CODE, DATA, MEMORY, SPARE, VMSA, BareMachine
 
 pytestmark = pytest.mark.usefixtures("both_callbacks")
@@ -48,6 +49,28 @@ def test_the_exit_code_is_in_the_vmsa():
     m = BareMachine()
     assert m.run("hlt") == Hlt()
     assert m.vmsa.guest_exitcode == 0x78
+
+
+def test_the_host_learns_whether_interrupts_are_on():
+    m = BareMachine()
+    m.load("sti; nop; hlt; cli; hlt; sti; 1: jmp 1b")
+    exits = [(m.run(), m.vmcb.guest_interrupt_mask) for _ in range(3)]
+    assert exits == [(Hlt(), True), (Hlt(), False), (Intr(), True)]
+
+
+def test_who_stood_still_was_interrupted_when_somebody_else_runs():
+    m = BareMachine()
+    m.own(SPARE)
+    m.make_vmsa(2, at=SPARE, code=CODE + PAGE_SIZE)
+    m.load("hlt", at=CODE + PAGE_SIZE)
+    other = Vmcb(SPARE)
+    assert m.run("hlt; 1: jmp 1b") == Hlt()
+    m.silicon.cpu.request_stop()
+    assert m.run() == Paused()
+    m.silicon.cpu.clear_stop()
+    assert m.vmsa.guest_exitcode == 0x78, "nothing has happened to it"
+    assert m.silicon.vmrun(other, m.silicon.clock.now + 100) == Hlt()
+    assert m.vmsa.guest_exitcode == 0x60
 
 
 def test_the_rmp_forgets_a_context_with_its_page():
