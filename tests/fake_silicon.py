@@ -14,7 +14,7 @@ from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
 from svsmd.host.platform import Platform, PlatformConfig
 from svsmd.host.vcpu import Vcpu, World
 from svsmd.snp.entropy import EntropySource
-from svsmd.snp.exits import Exit, Intr, Vmgexit
+from svsmd.snp.exits import Exit, Hlt, Intr, Vmgexit
 from svsmd.snp.ghcb import Ghcb
 from svsmd.snp.memory import GuestMemory
 from svsmd.snp.psp import SecurityProcessor
@@ -67,6 +67,9 @@ class FakeSilicon:
             self.clock.now += 1
             step = self.script.popleft()
             exit_ = step(vmcb) if callable(step) else step
+            if isinstance(step, Hlt):
+                # An interrupt that was not taken before says that they are off.
+                vmcb.guest_interrupt_mask = vmcb.v_irq is None
             if not isinstance(exit_, Vmgexit) or not self._answered(vmcb, until):
                 return exit_
         self.clock.now = until

@@ -22,7 +22,6 @@ from svsmd.host.ghcb_msr_exits import HV_FEATURES
 from svsmd.host.guest_request import GuestRequests
 from svsmd.host.io_exits import Ports, handle_ioio
 from svsmd.host.mmio_exits import Mmio, mmio_read, mmio_write
-from svsmd.host.msr_policy import MsrPolicy
 from svsmd.host.outcome import Crashed, End, Terminated
 from svsmd.host.page_state_change import PageStateChange
 from svsmd.host.silicon_port import HostSilicon
@@ -81,7 +80,6 @@ class GhcbServices:
     silicon: HostSilicon
     ports: Ports
     mmio: Mmio
-    msrs: MsrPolicy
     page_state: PageStateChange
     guest_requests: GuestRequests
     ap_creation: ApCreation
@@ -184,12 +182,12 @@ class GhcbExits:
         if info_1 == 1:
             value = (ghcb.rdx & _U32) << 32 | ghcb.rax & _U32
             _answer(ghcb)
-            if not self._services.msrs.write(vcpu.index, msr, value):
+            if not world.plane.msrs.write(msr, value):
                 log.debug("vCPU %d: #GP for WRMSR of %#x", vcpu.index, msr)
                 ghcb.set_exception(Vector.GP, 0)
         elif info_1 == 0:
             _answer(ghcb)
-            result = self._services.msrs.read(vcpu.index, msr)
+            result = world.plane.msrs.read(msr)
             if result is None:
                 log.debug("vCPU %d: #GP for RDMSR of %#x", vcpu.index, msr)
                 ghcb.set_exception(Vector.GP, 0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, assert_never
 
 from svsmd.host.ap_creation import ApCreation
@@ -28,6 +29,7 @@ from svsmd.host.outcome import (
     HostOutcome,
 )
 from svsmd.host.page_state_change import PageStateChange
+from svsmd.host.plane import Plane
 from svsmd.host.platform import Platform
 from svsmd.host.port_cells import PortCells
 from svsmd.host.scheduler import DEFAULT_TIME_SLICE, Scheduler
@@ -85,9 +87,12 @@ class Hypervisor:
         self._timers: Final = platform.timers
         self._platform: Final = platform
         self.vcpus: Final = tuple(
-            Vcpu(index, apic.apic_id, apic, config.guest_vmpl, silicon.forget)
+            Vcpu(
+                index, apic.apic_id, config.guest_vmpl,
+                partial(_plane, platform, index, config.guest_vmpl), silicon.forget,
+            )
             for index, apic in enumerate(platform.apics)
-        )
+        )  # fmt: skip
         self._kvmclock: Final = KvmClock(
             platform.msrs, platform.rtc_epoch, lambda: silicon.clock.now, silicon.host_page
         )
@@ -99,7 +104,6 @@ class Hypervisor:
                 silicon=silicon,
                 ports=platform.ports,
                 mmio=platform.mmio,
-                msrs=platform.msrs,
                 page_state=self._page_state,
                 guest_requests=GuestRequests(silicon.psp, silicon.host_page, config.certificates),
                 ap_creation=ApCreation(silicon.rmp, self.vcpus, config.sev_features),
@@ -112,7 +116,6 @@ class Hypervisor:
         self._interrupted: tuple[Vcpu, int] | None = None
         """The VMRUN that a debugger stopped: its vCPU and deadline."""
 
-        platform.on_nmi = self._nmi
         platform.on_init = self._init
         platform.on_sipi = self._startup
 
@@ -185,22 +188,20 @@ class Hypervisor:
                 if deadline <= clock.now and not resumed:
                     break
                 until = deadline
+            world = vcpu.world if resumed else vcpu.choose()
             resumed = False
-            world = vcpu.world
             if world is None:
                 break
-            match self._vmrun(vcpu, world, until):
+            match self._vmrun(world, until):
                 case Vmgexit():
                     self._end = self._vmgexit(vcpu, world) or self._platform.end
                     if self._end is not None:
                         return self._end
                 case Hlt():
-                    # The silicon would have delivered it, were interrupts not off.
-                    masked = world.vmcb.v_irq is not None
-                    vcpu.wait(Activity.HALTED_MASKED if masked else Activity.HALTED)
+                    enabled = world.vmcb.guest_interrupt_mask
+                    vcpu.wait(Activity.HALTED if enabled else Activity.HALTED_MASKED)
                 case Cr8WriteTrap():
-                    if world.takes_interrupts:
-                        vcpu.apic.task_priority = world.vmcb.v_tpr
+                    world.plane.apic.task_priority = world.vmcb.v_tpr
                 case Intr() | Paused():
                     break
                 case Npf(gpa, error_code, reason):
@@ -228,21 +229,20 @@ class Hypervisor:
                     assert_never(unreachable)
         return _CONTINUE
 
-    def _vmrun(self, vcpu: Vcpu, world: World, until: int) -> Exit:
-        """Enter `world`, with the interrupt that its vCPU's APIC wants delivered."""
-        vmcb = world.vmcb
+    def _vmrun(self, world: World, until: int) -> Exit:
+        """Enter `world`, with the interrupt that its APIC wants delivered."""
+        vmcb, plane = world.vmcb, world.plane
+        apic = plane.apic
         world.activity = Activity.RUNNABLE
-        if not world.takes_interrupts:
-            return self._enter(world, until)
-        vector = vcpu.apic.pending_vector()
+        vector = apic.pending_vector()
         vmcb.v_irq = vector
-        vmcb.v_tpr = vcpu.apic.task_priority
-        if vcpu.nmi_pending:
-            vcpu.nmi_pending = False
+        vmcb.v_tpr = apic.task_priority
+        if plane.nmi_pending:
+            plane.nmi_pending = False
             vmcb.v_nmi = True
         exit_ = self._enter(world, until)
         if vector is not None and vmcb.v_irq is None:
-            vcpu.apic.acknowledge(vector)
+            apic.acknowledge(vector)
         return exit_
 
     def _enter(self, world: World, until: int) -> Exit:
@@ -259,10 +259,6 @@ class Hypervisor:
             return self._msr_exits.handle(vcpu, world)
         return self._ghcb_exits.handle(vcpu, world)
 
-    def _nmi(self, index: int) -> None:
-        """An NMI for a vCPU arrived at its local APIC."""
-        self.vcpus[index].nmi_pending = True
-
     def _init(self, index: int) -> None:
         """An INIT for a vCPU arrived at its local APIC."""
         self.vcpus[index].init()
@@ -273,7 +269,7 @@ class Hypervisor:
 
         The vector does not matter: where the AP goes, its guest says (56421, 4.3).
         """
-        world = self.vcpus[index].world
+        world = self.vcpus[index].guest
         if world is None:
             return
         if world.activity is Activity.RESET_HOLD_BY_MSR:
@@ -288,6 +284,10 @@ class Hypervisor:
         crash = Crashed(f"vCPU {vcpu.index} at VMPL{world.vmpl}: {why}")
         self._end = crash
         return crash
+
+
+def _plane(platform: Platform, index: int, guest_vmpl: Vmpl, vmpl: Vmpl) -> Plane:
+    return platform.planes[index] if vmpl == guest_vmpl else platform.make_plane(index, vmpl)
 
 
 def _port_cells(silicon: HostSilicon, platform: Platform) -> PortCells | None:

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 
 from svsmd.host.layout import LOCAL_APIC_BASE
 from svsmd.host.timers import TimerQueue
+from svsmd.snp.x2apic import ICR_ASSERT, ICR_DESTINATION_SHIFT, LVT_MASKED, SVR_ENABLE, ApicMsr
 
 APIC_BASE_MSR: Final = 0x1B
 TSC_DEADLINE_MSR: Final = 0x6E0
@@ -42,33 +43,6 @@ class ApicBase(IntFlag):
     BSC = 1 << 8
     EXTD = 1 << 10
     AE = 1 << 11
-
-
-class ApicMsr(IntEnum):
-    """x2APIC registers by their MSR numbers; ISR, TMR and IRR are eight each."""
-
-    ID = 0x802
-    VERSION = 0x803
-    TPR = 0x808
-    PPR = 0x80A
-    EOI = 0x80B
-    LDR = 0x80D
-    SVR = 0x80F
-    ISR = 0x810
-    TMR = 0x818
-    IRR = 0x820
-    ESR = 0x828
-    ICR = 0x830
-    LVT_TIMER = 0x832
-    LVT_THERMAL = 0x833
-    LVT_PERFORMANCE = 0x834
-    LVT_LINT0 = 0x835
-    LVT_LINT1 = 0x836
-    LVT_ERROR = 0x837
-    TIMER_INITIAL_COUNT = 0x838
-    TIMER_CURRENT_COUNT = 0x839
-    TIMER_DIVIDE = 0x83E
-    SELF_IPI = 0x83F
 
 
 class DeliveryMode(IntEnum):
@@ -109,20 +83,16 @@ class Esr(IntFlag):
     RECEIVED_ILLEGAL_VECTOR = 1 << 6
 
 
-LVT_MASKED: Final = 1 << 16
 LVT_VECTOR: Final = 0xFF
 LVT_MODE_SHIFT: Final = 8
 LVT_REMOTE_IRR: Final = 1 << 14
 LVT_LEVEL_TRIGGERED: Final = 1 << 15
 LVT_TIMER_MODE_SHIFT: Final = 17
-SVR_ENABLE: Final = 1 << 8
 SVR_VECTOR: Final = 0xFF
 
 ICR_LOGICAL: Final = 1 << 11
-ICR_ASSERT: Final = 1 << 14
 ICR_LEVEL_TRIGGERED: Final = 1 << 15
 ICR_SHORTHAND_SHIFT: Final = 18
-ICR_DESTINATION_SHIFT: Final = 32
 _ICR_RESERVED: Final = 0xFFF3_2000
 _ICR_STORED: Final = 0xFFFF_FFFF_000C_CFFF
 
@@ -206,15 +176,15 @@ class LocalApic:
         *,
         is_bsp: bool,
         on_nmi: Callable[[], None],
-        on_init: Callable[[], None],
-        on_sipi: Callable[[int], None],
+        on_init: Callable[[], None] | None = None,
+        on_sipi: Callable[[int], None] | None = None,
         ext_int: ExtIntSource | None = None,
     ) -> None:
         """Attaches itself to *bus*.
 
         :param on_nmi: an NMI arrived for the vCPU.
-        :param on_init: INIT arrived; the APIC has been reset.
-        :param on_sipi: start-up IPI, with its vector (page of the real-mode entry).
+        :param on_init: INIT arrived; the APIC has been reset. None: INIT is dropped.
+        :param on_sipi: start-up IPI, with its vector (page of the real-mode entry). None: dropped.
         :param ext_int: what is wired to LINT0; None except at the boot CPU.
         """
         # Fixed configuration.
@@ -242,6 +212,12 @@ class LocalApic:
         """State after INIT; lines from outside keep their level."""
         self._timer.cancel()
         self.state = LocalApicState(lint0=self.state.lint0)
+
+    def take_over(self, old: LocalApic) -> None:
+        """Go on as *old*, whose machine is gone: registers, interrupts, and a timer that runs."""
+        self.state = old.state
+        if old._timer.deadline is not None:
+            self._timer.arm(old._timer.deadline)
 
     # What the hypervisor asks
 
@@ -291,10 +267,10 @@ class LocalApic:
                 state.tmr &= ~bit
         elif mode == DeliveryMode.NMI:
             self._on_nmi()
-        elif mode == DeliveryMode.INIT:
+        elif mode == DeliveryMode.INIT and self._on_init is not None:
             self.reset()
             self._on_init()
-        elif mode == DeliveryMode.STARTUP:
+        elif mode == DeliveryMode.STARTUP and self._on_sipi is not None:
             self._on_sipi(vector)
 
     def set_lint0(self, level: bool) -> None:

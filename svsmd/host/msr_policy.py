@@ -70,9 +70,10 @@ MSR_TABLE: Final[dict[int, MsrRow]] = {
 
 
 class VcpuMsrs:
-    """The MSRs of one vCPU: number to bound method."""
+    """The MSRs of one VMPL of a vCPU: number to bound method, so an exit is one lookup."""
 
     def __init__(self, apic: LocalApic, now: Callable[[], int]) -> None:
+        """:param now: ticks; the TSC, and MPERF and APERF at the nominal frequency."""
         # Volatile state.
         self.values = {msr: row.value for msr, row in MSR_TABLE.items()}
         # Runtime glue.
@@ -92,26 +93,14 @@ class VcpuMsrs:
         self.reads |= apic.msr_reads
         self.writes |= apic.msr_writes
 
-
-class MsrPolicy:
-    """Answers the MSR exits of all vCPUs, each with one dictionary lookup."""
-
-    def __init__(self, apics: Sequence[LocalApic], now: Callable[[], int]) -> None:
-        """:param apics: local APICs by vCPU number.
-        :param now: ticks; the TSC, and MPERF and APERF at the nominal frequency.
-        """
-        self.vcpus = tuple(VcpuMsrs(apic, now) for apic in apics)
-        self._reads = tuple(vcpu.reads for vcpu in self.vcpus)
-        self._writes = tuple(vcpu.writes for vcpu in self.vcpus)
-
-    def read(self, vcpu: int, msr: int) -> int | None:
+    def read(self, msr: int) -> int | None:
         """RDMSR: 64 bits, or None for #GP(0)."""
-        handler = self._reads[vcpu].get(msr)
+        handler = self.reads.get(msr)
         return None if handler is None else handler()
 
-    def write(self, vcpu: int, msr: int, value: int) -> bool:
+    def write(self, msr: int, value: int) -> bool:
         """WRMSR of a 64-bit *value*: False for #GP(0)."""
-        handler = self._writes[vcpu].get(msr)
+        handler = self.writes.get(msr)
         if handler is None:
             return False
         try:
@@ -119,6 +108,22 @@ class MsrPolicy:
         except MsrError:
             return False
         return True
+
+
+class MsrPolicy:
+    """The MSRs of the guest's VMPL, of all vCPUs."""
+
+    def __init__(self, vcpus: Sequence[VcpuMsrs]) -> None:
+        """:param vcpus: by vCPU number."""
+        self.vcpus = tuple(vcpus)
+
+    def read(self, vcpu: int, msr: int) -> int | None:
+        """RDMSR at a vCPU."""
+        return self.vcpus[vcpu].read(msr)
+
+    def write(self, vcpu: int, msr: int, value: int) -> bool:
+        """WRMSR at a vCPU."""
+        return self.vcpus[vcpu].write(msr, value)
 
 
 def _ignore(_value: int) -> None:

@@ -9,6 +9,7 @@ debug console of OVMF; 0x64 takes the keyboard controller's reset command alone.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,12 +20,13 @@ from svsmd.host.dma import Dma
 from svsmd.host.fw_cfg import FwCfg
 from svsmd.host.guest_request import HostPage
 from svsmd.host.ioapic import IoApic
-from svsmd.host.local_apic import ApicBus, LocalApic
+from svsmd.host.local_apic import ApicBus
 from svsmd.host.mmio_bus import MmioBus
 from svsmd.host.msr_policy import MsrPolicy
 from svsmd.host.outcome import PoweredOff, Reset
 from svsmd.host.pic8259 import Pic8259Pair
 from svsmd.host.pit8254 import Pit8254
+from svsmd.host.plane import Plane
 from svsmd.host.pm_timer import PmTimer
 from svsmd.host.port_bus import PortBus
 from svsmd.host.rtc_cmos import RTC_IRQ, RtcCmos
@@ -33,6 +35,7 @@ from svsmd.host.uart16550 import COM1_IRQ, Uart16550
 from svsmd.host.virtio_blk import BlockBackend
 from svsmd.host.virtio_slots import fill_slots
 from svsmd.snp.entropy import EntropySource
+from svsmd.snp.types import Vmpl
 
 PIT_IRQ: Final = 0
 
@@ -79,8 +82,6 @@ class Platform:
         self.timers: Final = TimerQueue()
         self.ports: Final = PortBus()
         self.mmio: Final = MmioBus()
-        self.on_nmi: Callable[[int], None] = _ignore
-        """Called with the index of a vCPU that an NMI arrived for."""
         self.on_init: Callable[[int], None] = _ignore
         """Called with the index of a vCPU that an INIT arrived for."""
         self.on_sipi: Callable[[int], None] = _ignore
@@ -89,8 +90,12 @@ class Platform:
         self.pic: Final = Pic8259Pair(lambda level: self.apics[0].set_lint0(level))
         self.ioapic: Final = IoApic(bus)
         self._now: Final = now
-        self.apics: Final = tuple(self._local_apic(n, now, bus) for n in range(config.ncpus))
-        self.msrs: Final = MsrPolicy(self.apics, now)
+        self.planes: Final = tuple(self._guest_plane(n, bus) for n in range(config.ncpus))
+        """The guest's VMPL of each vCPU: devices are wired to its local APIC."""
+        self.apics: Final = tuple(plane.apic for plane in self.planes)
+        self.msrs: Final = MsrPolicy([plane.msrs for plane in self.planes])
+        self._buses: Final[defaultdict[Vmpl, ApicBus]] = defaultdict(ApicBus)
+        """Of the VMPLs that are not the guest's."""
         self.uart: Final = Uart16550(self._isa_line(COM1_IRQ), on_console)
         self.rtc: Final = RtcCmos(config.rtc_epoch, now, self.timers, self._isa_line(RTC_IRQ))
         self.pit: Final = Pit8254(now, self.timers, self._isa_line(PIT_IRQ))
@@ -128,18 +133,22 @@ class Platform:
         """Puts fw_cfg at its ports, with these files. Raises ValueError as `FwCfg` does."""
         FwCfg(files, Dma(host_page)).attach(self.ports)
 
-    def _local_apic(self, index: int, now: Callable[[], int], bus: ApicBus) -> LocalApic:
-        boot_cpu = index == 0
-        return LocalApic(
+    def make_plane(self, index: int, vmpl: Vmpl) -> Plane:
+        """A VMPL of a vCPU that is not the guest's: its APIC has a timer, and IPIs, and no devices.
+
+        IPIs stay within the VMPL; INIT and SIPI mean nothing there.
+        """
+        return Plane(index, self._now, self.timers, self._buses[vmpl])
+
+    def _guest_plane(self, index: int, bus: ApicBus) -> Plane:
+        return Plane(
             index,
-            now,
+            self._now,
             self.timers,
             bus,
-            is_bsp=boot_cpu,
-            on_nmi=lambda: self.on_nmi(index),
             on_init=lambda: self.on_init(index),
             on_sipi=lambda _vector: self.on_sipi(index),
-            ext_int=self.pic if boot_cpu else None,
+            ext_int=self.pic if index == 0 else None,
         )
 
     def _isa_line(self, irq: int) -> Callable[[bool], None]:

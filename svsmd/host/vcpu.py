@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Virtual CPUs as the hypervisor keeps them: one VMCB for each VMPL that has a VMSA.
 
+Each VMPL has its own local APIC, too, and the interrupts that arrive there are its own. One for a
+VMPL that is more privileged than the one that runs makes the host switch over, as KVM does with its
+VM planes: the less privileged VMPL stands still where it was, and goes on when it is asked for by
+RUN_VMPL. The other way round an interrupt waits.
+
 Spec: 24593, 15.36.7 and 15.36.8 (one VMSA for each VMPL of a vCPU); 56421, 4.1.9 (SNP_AP_CREATION)
 and 4.1.14 (SNP_RUN_VMPL), 4.3 (AP booting).
 """
@@ -10,8 +15,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Final
 
+from svsmd.host.plane import Plane
 from svsmd.snp.ghcb import GHCB_VERSION_MAX, GHCB_VERSION_MIN, Ghcb
 from svsmd.snp.ghcb_msr import sev_info_response
 from svsmd.snp.types import C_BIT_POSITION, PAGE_SHIFT, Vmpl
@@ -25,29 +31,12 @@ INITIAL_GHCB_MSR: Final = sev_info_response(GHCB_VERSION_MIN, GHCB_VERSION_MAX, 
 DR7_AFTER_RESET: Final = 0x400
 
 
-class InterruptController(Protocol):
-    """The local APIC, as far as scheduling needs it.
-
-    `task_priority` is bits 7:4 of TPR, which the guest knows as CR8.
-    """
-
-    task_priority: int
-
-    def pending_vector(self) -> int | None:
-        """Vector of the interrupt to deliver next, None if no pending one has the priority."""
-        ...
-
-    def acknowledge(self, vector: int) -> None:
-        """The CPU took `vector`: it is in service now."""
-        ...
-
-
 class Activity(Enum):
     """What one VMPL of a vCPU is up to."""
 
     RUNNABLE = auto()
     HALTED = auto()
-    """Executed HLT: an interrupt wakes it, if interrupts are its own."""
+    """Executed HLT: an interrupt wakes it."""
     HALTED_MASKED = auto()
     """Executed HLT with interrupts off: an NMI wakes it."""
     RESET_HOLD_BY_GHCB = auto()
@@ -57,16 +46,16 @@ class Activity(Enum):
 
 
 class World:
-    """One VMPL of a vCPU."""
+    """One VMPL of a vCPU that has a VMSA."""
 
-    __slots__ = ("activity", "dr7", "ghcb", "ghcb_gpa", "takes_interrupts", "vmcb", "vmpl")
+    __slots__ = ("activity", "dr7", "ghcb", "ghcb_gpa", "plane", "vmcb", "vmpl")
 
-    def __init__(self, vmpl: Vmpl, vmcb: Vmcb, *, takes_interrupts: bool) -> None:
+    def __init__(self, vmpl: Vmpl, vmcb: Vmcb, plane: Plane) -> None:
         # Fixed configuration.
         self.vmpl: Final = vmpl
         self.vmcb: Final = vmcb
-        self.takes_interrupts: Final = takes_interrupts
-        """Whether the interrupts of the vCPU are for this VMPL."""
+        # Runtime glue.
+        self.plane = plane
         # Volatile state.
         self.activity = Activity.RUNNABLE
         self.ghcb_gpa: int | None = None
@@ -80,35 +69,51 @@ class World:
         self.ghcb_gpa = gfn << PAGE_SHIFT
         self.ghcb = None
 
+    def is_interrupted(self) -> bool:
+        """Whether there is an interrupt or an NMI to run it for."""
+        match self.activity:
+            case Activity.RUNNABLE | Activity.HALTED:
+                return self.plane.is_interrupted()
+            case Activity.HALTED_MASKED:
+                return self.plane.nmi_pending
+            case _:
+                return False
+
+    def can_run(self) -> bool:
+        """Whether there is something to run now."""
+        return self.activity is Activity.RUNNABLE or self.is_interrupted()
+
 
 class Vcpu:
     """A vCPU and its worlds.
 
-    `guest_vmpl` is the VMPL that devices interrupt: that of the guest. What runs at a more
-    privileged one, an SVSM, is never interrupted.
+    `guest_vmpl` is the VMPL that devices interrupt, and INIT and SIPI concern: that of the guest.
     """
 
     def __init__(
         self,
         index: int,
         apic_id: int,
-        apic: InterruptController,
         guest_vmpl: Vmpl,
+        make_plane: Callable[[Vmpl], Plane],
         release: Callable[[Vmcb], None],
     ) -> None:
-        """`release` is told of each VMCB that will not run any more."""
+        """`make_plane` is asked once for each VMPL that gets a VMSA.
+
+        `release` is told of each VMCB that will not run any more.
+        """
         # Fixed configuration.
         self.index: Final = index
         self.apic_id: Final = apic_id
         self.guest_vmpl: Final = guest_vmpl
         # Runtime glue.
-        self.apic: Final = apic
+        self._make_plane: Final = make_plane
         self._release: Final = release
         # Volatile state.
         self.vmpl: Vmpl = Vmpl.VMPL0
         """The VMPL that runs when the vCPU runs."""
-        self.nmi_pending = False
         self._worlds: dict[Vmpl, World] = {}
+        self._planes: dict[Vmpl, Plane] = {}
         self._vmsa_on_init: dict[Vmpl, int] = {}
         self._start_next: Vmpl | None = None
 
@@ -118,6 +123,11 @@ class Vcpu:
         return self._worlds.get(self.vmpl)
 
     @property
+    def guest(self) -> World | None:
+        """The guest's world; None before there is a VMSA for it."""
+        return self._worlds.get(self.guest_vmpl)
+
+    @property
     def worlds(self) -> tuple[World, ...]:
         """All worlds, by VMPL."""
         return tuple(self._worlds[vmpl] for vmpl in sorted(self._worlds))
@@ -125,17 +135,26 @@ class Vcpu:
     def can_run(self) -> bool:
         """Whether there is something to run now."""
         world = self._worlds.get(self.vmpl)
-        if world is None:
-            return False
-        if world.activity is Activity.RUNNABLE:
+        if world is not None and world.can_run():
             return True
-        match world.activity:
-            case Activity.HALTED if world.takes_interrupts:
-                return self.nmi_pending or self.apic.pending_vector() is not None
-            case Activity.HALTED_MASKED if world.takes_interrupts:
-                return self.nmi_pending
-            case _:
-                return False
+        return self._interrupting() is not None
+
+    def choose(self) -> World | None:
+        """The world to run now: the one that runs, unless a more privileged one is interrupted."""
+        world = self._interrupting()
+        if world is None:
+            return self._worlds.get(self.vmpl)
+        self.vmpl = world.vmpl
+        return world
+
+    def _interrupting(self) -> World | None:
+        """The most privileged of the worlds above the one that runs that have an interrupt."""
+        chosen = None
+        current = self.vmpl
+        for vmpl, world in self._worlds.items():
+            if vmpl < current and world.is_interrupted():
+                chosen, current = world, vmpl
+        return chosen
 
     def start(self, vmpl: Vmpl, vmsa_spa: int) -> None:
         """Run the VMSA at `vmsa_spa` as `vmpl` from now on (AP creation, CREATE).
@@ -171,10 +190,13 @@ class Vcpu:
                 return False
             self._register(target, vmsa_spa)
         world = self._worlds[target]
-        # Whoever is asked for goes on behind its HLT; a reset hold ends with a SIPI only.
-        if world.activity in (Activity.HALTED, Activity.HALTED_MASKED):
+        # A more privileged one is called, and goes on behind its HLT. A less privileged one that
+        # was halted when it was interrupted still is; a reset hold ends with a SIPI only.
+        if target < self.vmpl and world.activity in (Activity.HALTED, Activity.HALTED_MASKED):
             world.activity = Activity.RUNNABLE
         self.vmpl = target
+        if self._start_next == target:
+            self._start_next = None
         return True
 
     def wait(self, activity: Activity) -> None:
@@ -195,8 +217,11 @@ class Vcpu:
             if world.vmpl != Vmpl.VMPL0:
                 self._release(world.vmcb)
                 continue
+            plane = self._plane(world.vmpl)
+            plane.take_over(world.plane)
+            world.plane = plane
             self._worlds[world.vmpl] = world
-            if self.index == 0 and world.activity is Activity.HALTED:
+            if self.index == 0 and world.activity in (Activity.HALTED, Activity.HALTED_MASKED):
                 world.activity = Activity.RUNNABLE
         self.vmpl = Vmpl.VMPL0
 
@@ -211,8 +236,14 @@ class Vcpu:
         if world is not None:
             self._release(world.vmcb)
 
+    def _plane(self, vmpl: Vmpl) -> Plane:
+        plane = self._planes.get(vmpl)
+        if plane is None:
+            plane = self._planes[vmpl] = self._make_plane(vmpl)
+        return plane
+
     def _register(self, vmpl: Vmpl, vmsa_spa: int) -> None:
         self._discard(vmpl)
         vmcb = Vmcb(vmsa_spa, ghcb_msr=INITIAL_GHCB_MSR)
-        self._worlds[vmpl] = World(vmpl, vmcb, takes_interrupts=vmpl == self.guest_vmpl)
+        self._worlds[vmpl] = World(vmpl, vmcb, self._plane(vmpl))
         log.debug("vCPU %d: VMSA at %#x runs as VMPL%d", self.index, vmsa_spa, vmpl)

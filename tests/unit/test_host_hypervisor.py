@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 
-from svsmd.host.local_apic import ApicMsr, DeliveryMode
+from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
+from svsmd.host.local_apic import DeliveryMode
 from svsmd.host.outcome import AllHalted, Continue, Crashed, Debug
-from svsmd.host.vcpu import Activity, Vcpu
+from svsmd.host.vcpu import Activity
 from svsmd.snp.exits import (
     Cr8WriteTrap,
     DebugReason,
@@ -28,6 +29,7 @@ from svsmd.snp.ghcb_msr import GhcbInfo, RunVmpl
 from svsmd.snp.types import PAGE_SIZE, PageSize, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
 from svsmd.snp.vmsa import SevFeatures
+from svsmd.snp.x2apic import ApicMsr
 from tests.fake_silicon import VMSA_GPA, Rig, huge, world_of
 
 NEVER = 1 << 40
@@ -50,6 +52,7 @@ def takes_interrupt(vmcb: Vmcb) -> Exit:
     """A guest with interrupts on, which halts again."""
     assert vmcb.v_irq == VECTOR
     vmcb.v_irq = None
+    vmcb.guest_interrupt_mask = True
     return Hlt()
 
 
@@ -180,11 +183,15 @@ def test_cr8_holds_back_an_interrupt_until_it_is_lowered(rig: Rig) -> None:
 
 
 def test_the_svsm_has_a_cr8_of_its_own(rig: Rig) -> None:
+    def writes_cr8(vmcb: Vmcb) -> Exit:
+        vmcb.v_tpr = 5
+        return Cr8WriteTrap()
+
     assert rig.vcpu.run_vmpl(Vmpl.VMPL0)
-    rig.world.vmcb.v_tpr = 5
-    rig.silicon.script.append(Cr8WriteTrap())
+    rig.silicon.script.append(writes_cr8)
     rig.hypervisor.step(100)
     assert (rig.world.vmcb.v_tpr, rig.platform.apics[0].task_priority) == (5, 0)
+    assert rig.world.plane.apic.task_priority == 5
 
 
 def test_halting_with_interrupts_off_is_for_good(rig: Rig) -> None:
@@ -197,7 +204,7 @@ def test_halting_with_interrupts_off_is_for_good(rig: Rig) -> None:
     assert rig.world.vmcb.v_nmi
 
 
-def test_vmpl0_is_not_interrupted(rig: Rig) -> None:
+def test_the_guests_interrupts_are_not_vmpl0s(rig: Rig) -> None:
     rig.msr_exit(RunVmpl(0).encode())
     interrupt(rig)
     rig.platform.apics[0].deliver(DeliveryMode.NMI, 0)
@@ -393,6 +400,6 @@ def test_a_sipi_does_not_write_to_a_page_that_became_private(rig: Rig) -> None:
 
 def test_without_an_svsm_vmpl0_takes_the_interrupts() -> None:
     rig = Rig()
-    vcpu = Vcpu(0, 0, rig.platform.apics[0], Vmpl.VMPL0, rig.silicon.forget)
-    vcpu.start(Vmpl.VMPL0, Spa(VMSA_GPA))
-    assert world_of(vcpu).takes_interrupts
+    hypervisor = Hypervisor(rig.silicon, rig.platform, HypervisorConfig(Vmpl.VMPL0))
+    hypervisor.vcpus[0].start(Vmpl.VMPL0, Spa(VMSA_GPA))
+    assert world_of(hypervisor.vcpus[0]).plane.apic is rig.platform.apics[0]

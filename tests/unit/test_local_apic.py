@@ -4,7 +4,7 @@
 import pytest
 
 from svsmd.host.local_apic import ApicBus, LocalApic
-from svsmd.host.msr_policy import MsrPolicy
+from svsmd.host.msr_policy import MsrPolicy, VcpuMsrs
 from svsmd.host.pic8259 import Pic8259Pair
 from svsmd.host.timers import TimerQueue
 
@@ -23,7 +23,7 @@ class Smp:
         self.events: list[tuple[str, int]] = []
         self.pic = Pic8259Pair(lambda level: self.apics[0].set_lint0(level))
         self.apics = [self._apic(index) for index in range(ncpus)]
-        self.msrs = MsrPolicy(self.apics, lambda: self.now)
+        self.msrs = MsrPolicy([VcpuMsrs(apic, lambda: self.now) for apic in self.apics])
 
     def _apic(self, index: int) -> LocalApic:
         return LocalApic(

@@ -619,7 +619,7 @@ def test_repeated_instructions_count_the_same(make: Make, body: str, count: int)
     stepped = make(code)
     for _ in range(ticks(free)):
         stepped.step(1)
-    assert stepped.threads()[0].info.endswith("halted")
+    assert stepped.threads()[0].info.endswith("halted with interrupts off")
     assert ticks(stepped) == ticks(free)
     assert stepped.read_registers(1) == free.read_registers(1)
 

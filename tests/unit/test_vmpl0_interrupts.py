@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""Interrupts of VMPL0 on the real engine: silicon and host together, and code with an IDT."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
+from svsmd.host.local_apic import DeliveryMode
+from svsmd.host.outcome import AllHalted, Continue
+from svsmd.host.plane import Plane
+from svsmd.host.platform import Platform, PlatformConfig
+from svsmd.host.vcpu import Activity
+from svsmd.snp.ghcb import Ghcb, GhcbExit
+from svsmd.snp.ghcb_msr import RegisterGpa, RunVmpl, run_vmpl_response
+from svsmd.snp.types import PAGE_SHIFT, PAGE_SIZE, Vmpl
+from svsmd.snp.vmsa import Vmsa
+from svsmd.snp.x2apic import ICR_DESTINATION_SHIFT, SVR_ENABLE, ApicMsr
+from tests.bare_machine import (
+    CODE,
+    DATA,
+    IF,
+    KERNEL_CS,
+    RSP0,
+    SPARE,
+    STACK,
+    USER_CS,
+    USER_SS,
+    VMSA,
+    BareMachine,
+    gate,
+)  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("both_callbacks")
+
+TIMER, KICK, DEVICE = 0x40, 0x51, 0x62
+HANDLER: Final = CODE + 0x800
+GUEST_HANDLER: Final = CODE + 0xC00
+GUEST_CODE: Final = CODE + PAGE_SIZE
+GUEST_VMSA: Final = DATA + 2 * PAGE_SIZE
+AP_VMSA: Final = DATA + 3 * PAGE_SIZE
+AP_CODE: Final = GUEST_CODE + 0x800
+AP_STACK: Final = STACK - PAGE_SIZE
+GUEST_STACK: Final = STACK - PAGE_SIZE - 0x800
+NEVER: Final = 1 << 40
+VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9"
+
+
+class Rig:
+    """A bare machine under the hypervisor, with code of VMPL0 at CODE on vCPU 0.
+
+    Each request to the host is a GHCB page of its own, which the test has filled already.
+    """
+
+    def __init__(self, *, ncpus: int = 1, user: bool = False) -> None:
+        m = self.machine = BareMachine(0, user=user)
+        m.make_vmsa(0)
+        self.platform = Platform(
+            PlatformConfig(ncpus=ncpus), lambda: m.silicon.clock.now, lambda _: None, lambda _: None
+        )
+        config = HypervisorConfig(Vmpl.VMPL2, time_slice=20_000)
+        self.hypervisor = Hypervisor(m.silicon, self.platform, config)
+        self.vcpu = self.hypervisor.vcpus[0]
+        self.vcpu.start(Vmpl.VMPL0, VMSA)
+        self._ghcbs = iter(range(SPARE, SPARE + 64 * PAGE_SIZE, PAGE_SIZE))
+
+    def msr(self, value: int) -> str:
+        """Code for a request of the GHCB MSR protocol; the answer is in EDX:EAX."""
+        return (
+            f"mov ecx, 0xc0010130; mov eax, {value & 0xFFFF_FFFF}; mov edx, {value >> 32};"
+            f"wrmsr; {VMGEXIT}; rdmsr;"
+        )
+
+    def write_apic(self, msr: ApicMsr, value: int) -> str:
+        """Code that writes a register of the local APIC."""
+        gpa = next(self._ghcbs)
+        ghcb = Ghcb()
+        ghcb.set_request(GhcbExit.SVM_EXIT_MSR, 1)
+        ghcb.rcx, ghcb.rax, ghcb.rdx = msr, value & 0xFFFF_FFFF, value >> 32
+        self.machine.silicon.host_write(gpa, ghcb.tobytes())
+        return self.msr(RegisterGpa(gpa >> PAGE_SHIFT).encode()) + self.msr(gpa)
+
+    def enable(self) -> str:
+        return (
+            self.write_apic(ApicMsr.SVR, SVR_ENABLE | 0xFF)
+            + self.write_apic(ApicMsr.TIMER_DIVIDE, 0xB)
+            + self.write_apic(ApicMsr.LVT_TIMER, TIMER)
+        )
+
+    def arm(self, ticks: int) -> str:
+        return self.write_apic(ApicMsr.TIMER_INITIAL_COUNT, ticks)
+
+    def handler(self, vector: int, source: str, at: int = HANDLER) -> None:
+        self.machine.set_gate(vector, gate(at))
+        self.machine.load(source, at)
+
+    def guest(self, source: str) -> None:
+        """Code at VMPL2 of vCPU 0."""
+        m = self.machine
+        m.own(GUEST_VMSA)
+        m.make_vmsa(2, at=GUEST_VMSA, code=GUEST_CODE, stack=GUEST_STACK)
+        m.load(source, GUEST_CODE)
+        self.vcpu.start_on_init(Vmpl.VMPL2, GUEST_VMSA)
+
+    def plane(self, vmpl: int, vcpu: int = 0) -> Plane:
+        (found,) = (w.plane for w in self.hypervisor.vcpus[vcpu].worlds if w.vmpl == vmpl)
+        return found
+
+    def run(self) -> None:
+        """Until all have halted, and no timer is armed."""
+        clock = self.machine.silicon.clock
+        for _ in range(1000):
+            match self.hypervisor.step(NEVER):
+                case Continue():
+                    continue
+                case AllHalted(None):
+                    return
+                case AllHalted(int() as deadline):
+                    clock.advance(max(0, deadline - clock.now))
+                case other:
+                    raise AssertionError(other)
+        raise AssertionError("no end")
+
+    def vmsa(self, gpa: int = VMSA) -> Vmsa:
+        self.machine.silicon.save_loaded()
+        return Vmsa(self.machine.silicon.memory.page(gpa))
+
+
+def test_sti_hlt_takes_the_timer_at_cpl_0() -> None:
+    rig = Rig()
+    eoi = rig.write_apic(ApicMsr.EOI, 0)
+    rig.handler(TIMER, f"inc r12; mov r13, [rsp + 8]; mov r14, [rsp + 16]; {eoi} iretq")
+    rig.machine.load(f"{rig.enable()} {rig.arm(100_000)} sti; hlt; inc rbx; cli; hlt")
+    rig.run()
+    vmsa = rig.vmsa()
+    assert (vmsa.r12, vmsa.rbx) == (1, 1), "one interrupt, and HLT is over"
+    assert (vmsa.r13, bool(vmsa.r14 & IF)) == (KERNEL_CS, True)
+    assert (vmsa.rsp, vmsa.cpl) == (STACK, 0)
+    assert rig.machine.silicon.clock.now > 100_000
+    state = rig.plane(0).apic.state
+    assert (state.irr, state.isr) == (0, 0)
+
+
+def test_the_timer_interrupts_cpl_3() -> None:
+    rig = Rig(user=True)
+    eoi = rig.write_apic(ApicMsr.EOI, 0)
+    rig.handler(
+        TIMER,
+        f"inc r12; mov r13, [rsp + 8]; mov r14, [rsp + 24]; mov r15, rsp; {eoi}"
+        "cmp r12, 2; je 1f;"
+        f"{rig.arm(5000)} iretq; 1: hlt",
+    )
+    user = CODE + 0x600
+    rig.machine.load("1: inc rbx; jmp 1b", user)
+    rig.machine.load(
+        f"{rig.enable()} {rig.arm(5000)}"
+        f"push {USER_SS}; push {DATA + PAGE_SIZE}; push {IF | 2}; push {USER_CS}; push {user};"
+        "iretq"
+    )
+    rig.run()
+    vmsa = rig.vmsa()
+    assert vmsa.r12 == 2
+    assert (vmsa.r13, vmsa.r14, vmsa.r15) == (USER_CS, DATA + PAGE_SIZE, RSP0 - 40)
+    assert vmsa.rbx > 1000
+
+
+GUEST_COUNTS = "xor r13d, r13d; 1: inc r13; jmp 1b"
+
+
+def test_the_timer_of_vmpl0_interrupts_its_guest() -> None:
+    rig = Rig()
+    rig.guest(GUEST_COUNTS)
+    eois = [rig.write_apic(ApicMsr.EOI, 0) for _ in range(3)]
+    ends = "; ".join(f"cmp r12, {n}; jne 2f; {eoi} 2: nop" for n, eoi in enumerate(eois, 1))
+    rig.handler(TIMER, f"inc r12; {ends}; iretq")
+    turns = [
+        f"{rig.arm(5_000)} {rig.msr(RunVmpl(2).encode())} mov r{8 + n}, rax; shl rdx, 32;"
+        f"or r{8 + n}, rdx; sti; nop; cli;"
+        for n in range(3)
+    ]
+    rig.machine.load("xor r12d, r12d;" + rig.enable() + "".join(turns) + "hlt")
+    seen: list[int] = []
+    while rig.vcpu.world is None or rig.vcpu.world.activity is not Activity.HALTED_MASKED:
+        rig.hypervisor.step(NEVER)
+        if rig.vcpu.vmpl == 2:
+            seen.append(rig.vmsa(GUEST_VMSA).r13)
+    vmsa = rig.vmsa()
+    assert vmsa.r12 == 3
+    assert [vmsa.r8, vmsa.r9, vmsa.r10] == [run_vmpl_response()] * 3
+    guest = rig.vmsa(GUEST_VMSA)
+    assert guest.guest_exitcode == 0x60, "it was interrupted: it has made no call"
+    assert len(seen) >= 3
+    assert seen == sorted(seen)
+    assert guest.r13 > 5_000, "it went on where it was"
+
+
+def test_both_vmpls_take_their_own() -> None:
+    rig = Rig()
+    rig.guest("sti; 1: inc r13; jmp 1b")
+    rig.handler(KICK, f"inc r12; {rig.write_apic(ApicMsr.EOI, 0)} iretq")
+    rig.handler(DEVICE, "inc r12; cli; hlt", GUEST_HANDLER)
+    run_guest = rig.msr(RunVmpl(2).encode())
+    rig.machine.load(f"{rig.enable()} {run_guest} sti; nop; cli; {run_guest}")
+    rig.platform.msrs.write(0, ApicMsr.SVR, SVR_ENABLE | 0xFF)
+    clock = rig.machine.silicon.clock
+    while rig.vcpu.vmpl == 0:
+        rig.hypervisor.step(clock.now + 100)
+    rig.plane(0).apic.deliver(DeliveryMode.FIXED, KICK)
+    rig.plane(2).apic.deliver(DeliveryMode.FIXED, DEVICE)
+    rig.run()
+    assert (rig.vmsa().r12, rig.vmsa(GUEST_VMSA).r12) == (1, 1)
+    assert rig.plane(0).apic.state.irr == rig.plane(2).apic.state.irr == 0
+    assert rig.plane(2).apic.state.isr == 1 << DEVICE
+
+
+@pytest.mark.parametrize("halted", [True, False], ids=["halted", "guest runs"])
+def test_an_ipi_reaches_vmpl0_of_another_vcpu(halted: bool) -> None:
+    rig = Rig(ncpus=2)
+    m = rig.machine
+    eoi = rig.write_apic(ApicMsr.EOI, 0)
+    rig.handler(KICK, f"inc r12; {eoi} iretq")
+    m.own(AP_VMSA)
+    m.make_vmsa(0, at=AP_VMSA, code=AP_CODE, stack=AP_STACK)
+    other = rig.hypervisor.vcpus[1]
+    other.start(Vmpl.VMPL0, AP_VMSA)
+    waits = "sti; hlt;" if halted else f"{rig.msr(RunVmpl(2).encode())} sti; nop;"
+    m.load(f"{rig.enable()} {waits} cli; inc rbx; hlt", AP_CODE)
+    if not halted:
+        m.own(GUEST_VMSA)
+        m.make_vmsa(2, at=GUEST_VMSA, code=GUEST_CODE, stack=GUEST_STACK)
+        m.load(GUEST_COUNTS, GUEST_CODE)
+        other.start_on_init(Vmpl.VMPL2, GUEST_VMSA)
+    ipi = rig.write_apic(ApicMsr.ICR, 1 << ICR_DESTINATION_SHIFT | KICK)
+    m.load(f"{ipi} cli; hlt")
+    rig.run()
+    vmsa = rig.vmsa(AP_VMSA)
+    assert (vmsa.r12, vmsa.rbx) == (1, 1)
+    assert rig.plane(0, 1).apic.state.isr == 0
+    assert rig.vmsa().r12 == 0
+    if not halted:
+        assert rig.vmsa(GUEST_VMSA).r13 > 1000
+
+
+def test_vmpl0_with_interrupts_off_is_left_alone() -> None:
+    rig = Rig()
+    rig.handler(KICK, "hlt")
+    rig.machine.load(f"{rig.enable()} mov ecx, 2000; 1: dec ecx; jnz 1b; inc rbx; hlt")
+    rig.hypervisor.step(rig.machine.silicon.clock.now + 1000)
+    rig.plane(0).apic.deliver(DeliveryMode.FIXED, KICK)
+    rig.run()
+    assert rig.vmsa().rbx == 1
+    assert rig.plane(0).apic.state.irr == 1 << KICK
