@@ -12,10 +12,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 from svsmd.core.core import Core, CoreConfig
-from svsmd.core.gate import GateAction, GateReason
+from svsmd.core.gate import GateAction, GateReason, Handler, Vmgexit
 from svsmd.core.launch_info import (
     EntryState,
     LaunchInfo,
@@ -28,7 +28,10 @@ from svsmd.core.port import IMAGE_MAP, PERCPU_MAP, PRIVATE_MAP
 from svsmd.host.dma import Dma
 from svsmd.host.fw_cfg import FwCfg
 from svsmd.host.io_exits import handle_ioio
+from svsmd.host.local_apic import ApicBus
+from svsmd.host.plane import Plane
 from svsmd.host.port_bus import PortBus
+from svsmd.host.timers import TimerQueue
 from svsmd.snp import ghcb_msr
 from svsmd.snp.access import AccessKind
 from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
@@ -62,6 +65,8 @@ from svsmd.snp.vmsa import (
     VmexitCode,
     Vmsa,
 )
+
+T = TypeVar("T")
 
 MIB = 1 << 20
 RAM_SIZE = 16 * MIB
@@ -278,6 +283,12 @@ class FakeVmpl0:
         self.checks: list[Callable[[], None]] = []
         """Called whenever VMPL0 has let go of the CPU."""
         self.devices = PortBus()
+        self.timers = TimerQueue()
+        bus = ApicBus()
+        self.planes = [
+            Plane(n, lambda: self.now, self.timers, bus) for n in range(self.info.cpu_count)
+        ]
+        """The local APIC that each vCPU has for VMPL0."""
         for base in range(0, RAM_SIZE, HUGE_PAGE_SIZE):
             self.rmp.rmpupdate(
                 Spa(base), RmpUpdate(True, PageSize.SIZE_2M, False, Gpa(base), GUEST_ASID)
@@ -306,6 +317,11 @@ class FakeVmpl0:
         """What the host has in fw_cfg from now on."""
         self.devices = PortBus()
         FwCfg(files, Dma(self._host_page)).attach(self.devices)
+
+    @property
+    def now(self) -> int:
+        """Ticks that VMPL0 has taken on all vCPUs."""
+        return sum(port.ticks for port in self.ports)
 
     # Memory ----------------------------------------------------------------------------------
 
@@ -385,6 +401,20 @@ class FakeVmpl0:
                     return "guest"
         raise AssertionError("VMPL0 does not let go")
 
+    def drive(self, vcpu: int, handler: Handler[T]) -> T:
+        """Run a piece of a handler that the test has made, without the core, to its end."""
+        answer: int | None = None
+        while True:
+            try:
+                effect = next(handler) if answer is None else handler.send(answer)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            answer = 0
+            if isinstance(effect, Vmgexit):
+                chosen = self.answer(effect.msr_value)
+                answer = self._honest(vcpu, effect.msr_value) if chosen is None else chosen
+
     def _check(self) -> None:
         for check in self.checks:
             check()
@@ -410,6 +440,11 @@ class FakeVmpl0:
                 info = ghcb.sw_exit_info_1
                 if ghcb.sw_exit_code == GhcbExit.SVM_EXIT_IOIO:
                     handle_ioio(self.devices, ghcb, gpa, info, 0)
+                elif ghcb.sw_exit_code == GhcbExit.SVM_EXIT_MSR:
+                    assert info == 1, "VMPL0 writes only"
+                    if not self.planes[vcpu].msrs.write(ghcb.rcx, ghcb.rdx << 32 | ghcb.rax):
+                        ghcb.set_exception(Vector.GP, 0)
+                        return request
                 else:
                     self.vmsas[info >> 32, info >> 16 & 0xF] = ghcb.sw_exit_info_2
                     self.features_named.append(ghcb.rax)

@@ -9,7 +9,7 @@ Spec: 58019 (SVSM); the boot protocol with the stub is `svsmd/core/native/layout
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Never
 
@@ -64,6 +64,11 @@ class Core:
         self._loop: RequestLoop | None = None
         self._secrets: int | None = None
         self._reason = SvsmReason.PANIC
+
+    @property
+    def cpus(self) -> Mapping[int, PerCpu]:
+        """The vCPUs by APIC id, as far as they are known."""
+        return self._cpus
 
     @property
     def panicked(self) -> bool:

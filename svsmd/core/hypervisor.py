@@ -4,7 +4,7 @@
 The answers come from the host: each is checked, and one that breaks the protocol where the SVSM
 cannot do without it is a panic.
 
-Spec: 56421 (GHCB), 2.3.1 (MSR protocol), 4.1 (IOIO_PROT), 4.1.9 (SNP AP creation).
+Spec: 56421 (GHCB), 2.3.1 (MSR protocol), 4.1 (IOIO_PROT, MSR_PROT), 4.1.9 (SNP AP creation).
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class SvsmReason(IntEnum):
     PAYLOAD = 2
     """The host restarts the guest with other pages than those that were measured at launch."""
 
+
+MSR_WRITE: Final = 1
+"""SW_EXITINFO1 of SVM_EXIT_MSR: WRMSR, not RDMSR (56421, 4.1)."""
 
 REQUIRED_FEATURES: Final = HvFeature.SNP | HvFeature.SNP_AP_CREATION | HvFeature.SNP_MULTI_VMPL
 
@@ -147,6 +150,16 @@ def port_out(cpu: PerCpu, port: int, value: int) -> Handler[bool]:
     access = IoioInfo(port, is_in=False, string=False, rep=False, size=4, address_size=0, segment=0)
     ghcb.set_request(GhcbExit.SVM_EXIT_IOIO, access.encode())
     ghcb.rax = value
+    return (yield from _ask(cpu, ghcb)) is not None
+
+
+def write_msr(cpu: PerCpu, msr: int, value: int) -> Handler[bool]:
+    """WRMSR of 64 bits; returns whether the hypervisor did it, or says so."""
+    ghcb = Ghcb()
+    ghcb.set_request(GhcbExit.SVM_EXIT_MSR, MSR_WRITE)
+    ghcb.rcx = msr
+    ghcb.rax = value & 0xFFFF_FFFF
+    ghcb.rdx = value >> 32
     return (yield from _ask(cpu, ghcb)) is not None
 
 
