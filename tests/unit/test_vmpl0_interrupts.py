@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -13,6 +15,7 @@ from svsmd.host.outcome import AllHalted, Continue
 from svsmd.host.plane import Plane
 from svsmd.host.platform import Platform, PlatformConfig
 from svsmd.host.vcpu import Activity
+from svsmd.snp.exits import Hlt
 from svsmd.snp.ghcb import Ghcb, GhcbExit
 from svsmd.snp.ghcb_msr import RegisterGpa, RunVmpl, run_vmpl_response
 from svsmd.snp.types import PAGE_SHIFT, PAGE_SIZE, Vmpl
@@ -21,8 +24,10 @@ from svsmd.snp.x2apic import ICR_DESTINATION_SHIFT, SVR_ENABLE, ApicMsr
 from tests.bare_machine import (
     CODE,
     DATA,
+    HANDLERS,
     IF,
     KERNEL_CS,
+    KERNEL_SS,
     RSP0,
     SPARE,
     STACK,
@@ -169,7 +174,8 @@ def test_the_timer_interrupts_cpl_3() -> None:
 GUEST_COUNTS = "xor r13d, r13d; 1: inc r13; jmp 1b"
 
 
-def test_the_timer_of_vmpl0_interrupts_its_guest() -> None:
+def preempted(step: Callable[[Rig], object]) -> Rig:
+    """Three times VMPL0 arms its timer and runs its guest; `step` is called until it halts."""
     rig = Rig()
     rig.guest(GUEST_COUNTS)
     eois = [rig.write_apic(ApicMsr.EOI, 0) for _ in range(3)]
@@ -181,11 +187,33 @@ def test_the_timer_of_vmpl0_interrupts_its_guest() -> None:
         for n in range(3)
     ]
     rig.machine.load("xor r12d, r12d;" + rig.enable() + "".join(turns) + "hlt")
-    seen: list[int] = []
     while rig.vcpu.world is None or rig.vcpu.world.activity is not Activity.HALTED_MASKED:
+        step(rig)
+    return rig
+
+
+def steps(rig: Rig) -> None:
+    """As the debugger does, so that each block is one instruction."""
+    rig.machine.silicon.debug.set_stepping(True)
+    rig.hypervisor.step_vcpu(0)
+
+
+def stops(rig: Rig) -> None:
+    """Somebody wants the machine after each block."""
+    rig.machine.silicon.cpu.request_stop()
+    rig.hypervisor.step(NEVER)
+    rig.machine.silicon.cpu.clear_stop()
+
+
+def test_the_timer_of_vmpl0_interrupts_its_guest() -> None:
+    seen: list[int] = []
+
+    def step(rig: Rig) -> None:
         rig.hypervisor.step(NEVER)
         if rig.vcpu.vmpl == 2:
             seen.append(rig.vmsa(GUEST_VMSA).r13)
+
+    rig = preempted(step)
     vmsa = rig.vmsa()
     assert vmsa.r12 == 3
     assert [vmsa.r8, vmsa.r9, vmsa.r10] == [run_vmpl_response()] * 3
@@ -194,6 +222,15 @@ def test_the_timer_of_vmpl0_interrupts_its_guest() -> None:
     assert len(seen) >= 3
     assert seen == sorted(seen)
     assert guest.r13 > 5_000, "it went on where it was"
+
+
+@pytest.mark.parametrize("step", [steps, stops])
+def test_who_watches_does_not_move_the_interrupts(step: Callable[[Rig], object]) -> None:
+    free = preempted(lambda rig: rig.hypervisor.step(NEVER))
+    watched = preempted(step)
+    assert watched.machine.silicon.clock.now == free.machine.silicon.clock.now
+    for gpa in (VMSA, GUEST_VMSA):
+        assert watched.vmsa(gpa).tobytes() == free.vmsa(gpa).tobytes()
 
 
 def test_both_vmpls_take_their_own() -> None:
@@ -241,6 +278,35 @@ def test_an_ipi_reaches_vmpl0_of_another_vcpu(halted: bool) -> None:
     assert rig.vmsa().r12 == 0
     if not halted:
         assert rig.vmsa(GUEST_VMSA).r13 > 1000
+
+
+EXCEPTIONS_WITH_ERROR_CODE = (8, 10, 13, 14, 29)
+
+
+@pytest.mark.parametrize("vector", [0, 2, *EXCEPTIONS_WITH_ERROR_CODE, 31, 32, 128, 255])
+def test_what_a_hostile_host_can_inject(vector: int) -> None:
+    m = BareMachine(0)
+    m.vmcb.v_irq = vector
+    assert m.run("mov rbx, 1; mov r12, cr2; mov rcx, 100; 1: loop 1b; hlt; sti; 2: jmp 2b") == Hlt()
+    assert m.vmcb.v_irq == vector, "not while interrupts are off"
+    assert m.run() == Hlt()
+    vmsa = m.vmsa
+    assert vmsa.rip - 1 == HANDLERS + 16 * vector, "the handler is VMPL0's choice"
+    rip, cs, rflags, rsp, ss = struct.unpack("<5Q", m.read(vmsa.rsp, 40))
+    assert (cs, rsp, ss) == (KERNEL_CS, STACK, KERNEL_SS), "there is never an error code"
+    assert rflags & IF
+    assert CODE < rip < CODE + 100
+    assert (vmsa.rbx, vmsa.rcx, vmsa.cr2) == (1, 0, vmsa.r12)
+
+
+@pytest.mark.parametrize("vector", [32, 255])
+def test_a_vector_without_a_gate_is_gp(vector: int) -> None:
+    m = BareMachine(0)
+    idtr = m.vmsa.idtr
+    m.vmsa.idtr = idtr._replace(limit=32 * 16 - 1)
+    m.vmcb.v_irq = vector
+    trap = m.trapped("sti; 1: jmp 1b")
+    assert (trap.vector, trap.error_code) == (13, vector * 8 + 3)
 
 
 def test_vmpl0_with_interrupts_off_is_left_alone() -> None:
