@@ -171,7 +171,7 @@ class FakePort:
             return found[0]
         state = PagingState(_CR0, self.cr3, self.cr4, _EFER)
         leaf = self._walker.translate(state, gva, kind, 0, self._tlb.tables)
-        self._tlb.add(gva, leaf, write=write)
+        self._tlb.add(gva, leaf)
         return leaf.gpa
 
     def _gpa(self, gva: int, kind: AccessKind) -> int:

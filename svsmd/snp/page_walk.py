@@ -51,11 +51,13 @@ class PagingState(NamedTuple):
 class Translation(NamedTuple):
     """Where a linear address is.
 
-    `gpa` has the C-bit of the leaf; `page_size` is in bytes.
+    `gpa` has the C-bit of the leaf; `page_size` is in bytes. `written` says that a supervisor's
+    write needs no other walk: it is allowed, and the page is Dirty already.
     """
 
     gpa: int
     page_size: int
+    written: bool = False
 
 
 LAST_TABLE_SHIFT: Final = 21
@@ -162,7 +164,8 @@ class PageWalker:
                 self._check(state, address, kind, cpl, allowed, no_execute)
                 self._mark(where, entry, dirty=kind is AccessKind.WRITE)
                 frame = entry & _FRAME & ~(size - 1)
-                return Translation(frame | (address & (size - 1)), size)
+                written = bool(allowed & _W) and (kind is AccessKind.WRITE or bool(entry & _D))
+                return Translation(frame | (address & (size - 1)), size, written)
             if not (legacy_pointers and shift == 30):
                 self._mark(where, entry, dirty=False)
             table = entry & _FRAME

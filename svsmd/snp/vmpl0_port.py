@@ -39,7 +39,7 @@ _TLB_ENTRIES: Final = 4096
 
 
 class _Entry(NamedTuple):
-    """One translation: GPA of the page with its C-bit, and whether it was walked for a write."""
+    """One translation: GPA of the page with its C-bit, and whether it is one for writes too."""
 
     base: int
     written: bool
@@ -65,14 +65,14 @@ class Tlb:
                 return entry.base | offset, (1 << shift) - offset
         return None
 
-    def add(self, gva: int, leaf: Translation, *, write: bool) -> None:
+    def add(self, gva: int, leaf: Translation) -> None:
         """Remember a walk."""
         shift = leaf.page_size.bit_length() - 1
         entries = self._by_shift[shift]
         if len(entries) >= _TLB_ENTRIES:
             for old in list(entries)[: _TLB_ENTRIES // 2]:
                 del entries[old]
-        entries[gva >> shift] = _Entry(leaf.gpa & -leaf.page_size, write)
+        entries[gva >> shift] = _Entry(leaf.gpa & -leaf.page_size, leaf.written)
 
     def forget(self, gva: int) -> None:
         """Whatever page the address is in."""
@@ -118,7 +118,7 @@ class Vmpl0Port:
             return found
         if gva & _KERNEL_HALF:
             leaf = self._p.translate_leaf(gva, kind, 0, tlb.tables)
-            tlb.add(gva, leaf, write=write)
+            tlb.add(gva, leaf)
         else:
             leaf = self._p.translate_leaf(gva, kind, 0)
         return leaf.gpa, leaf.page_size - (gva & (leaf.page_size - 1))

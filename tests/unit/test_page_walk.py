@@ -8,7 +8,13 @@ import pytest
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, Vector
 from svsmd.snp.memory import GuestMemory
-from svsmd.snp.page_walk import PageWalker, PagingState, Translation
+from svsmd.snp.page_walk import (
+    LAST_TABLE_SHIFT,
+    LastTable,
+    PageWalker,
+    PagingState,
+    Translation,
+)
 from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpUpdate
 from svsmd.snp.types import C_BIT, PAGE_SIZE, Gpa, PageSize, Spa
@@ -174,7 +180,7 @@ def test_legacy_pae():
     tables.put(L2 + 8, L1 | P | W | U)
     tables.put(L1 + 8, TARGET | C_BIT | P | W | U)
     translation = tables.walker.translate(state, address, WRITE, 3)
-    assert translation == Translation(TARGET + 0x123 | C_BIT, PAGE_SIZE)
+    assert translation == Translation(TARGET + 0x123 | C_BIT, PAGE_SIZE, written=True)
     assert tables.get(pointer) == L2 | P
     assert tables.get(L1 + 8) & (A | D) == A | D
     tables.put(L2 + 8, 0x60_0000 | PS | P)
@@ -215,3 +221,34 @@ def test_a_table_that_is_not_validated_is_vc_at_the_linear_address():
     tables.rmp.firmware_update(Spa(L2), validated=False)
     fault = tables.fault(LONG, 0x1008, READ, 0)
     assert (fault.vector, fault.error_code, fault.address) == (Vector.VC, 0x404, 0x1008)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind", "written"),
+    [
+        (P | W, READ, False),
+        (P | W | D, READ, True),
+        (P | D, READ, False),
+        (P | W, WRITE, True),
+    ],
+)
+def test_translation_says_whether_it_serves_writes(leaf, kind, written):
+    tables, address = Tables(), 0x40_2345
+    tables.long(address, leaf=TARGET | C_BIT | leaf)
+    assert tables.walker.translate(LONG, address, kind, 0).written is written
+
+
+def test_known_page_tables_are_used():
+    """What is kept of a former walk stands for the levels above, with their rights."""
+    tables, address = Tables(), 0x40_2345
+    tables.long(address)
+    known: dict[int, LastTable] = {}
+    first = tables.walker.translate(LONG, address, READ, 0, known)
+    assert list(known) == [address >> LAST_TABLE_SHIFT]
+    tables.put(ROOT + (address >> 39 & 511) * 8, 0)
+    assert tables.walker.translate(LONG, address, READ, 0, known) == first
+    with pytest.raises(GuestFault):
+        tables.walker.translate(LONG, address, READ, 0)
+    known[address >> LAST_TABLE_SHIFT] = known[address >> LAST_TABLE_SHIFT]._replace(allowed=0)
+    with pytest.raises(GuestFault):
+        tables.walker.translate(LONG, address, READ, 3, known)
