@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from svsmd.core.access import zero_own
+from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
 from svsmd.core.percpu import PerCpu
 from svsmd.core.port import PRIVATE_MAP
-from svsmd.core.region import OutOfMemory, PageAllocator, PageKind
 from svsmd.snp.types import PAGE_SIZE, Gpa, PageSize
 
 MEMORY = range(0x10_0000, 0x14_0000)
@@ -65,7 +65,6 @@ class Pages(PageAllocator):
     """So many pages, and no more; who frees a page twice, or one that is none, is told."""
 
     def __init__(self, room: int) -> None:
-        super().__init__(MEMORY.start, MEMORY.start + room * PAGE_SIZE)
         self._pages = [Gpa(gpa) for gpa in MEMORY[: room * PAGE_SIZE : PAGE_SIZE]]
         self._used: set[Gpa] = set()
         self.failed = False
@@ -87,7 +86,7 @@ class Pages(PageAllocator):
         assert order == 0
         if not self._pages:
             self.failed = True
-            raise OutOfMemory("no page")
+            raise OutOfMemory(1)
         gpa = self._pages.pop()
         self._used.add(gpa)
         zero_own(cpu, gpa, PAGE_SIZE)

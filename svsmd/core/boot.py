@@ -233,7 +233,7 @@ def _boot(
 
     bitmap = ValidationBitmap(cpu, ram, pages)
     owned = subtract(ram, [region, *svsm_launched])
-    memory = GuestMemory(owned, launch.guest_caa, bitmap)
+    memory = GuestMemory(owned, launch.guest_caa, bitmap, pages)
     for fresh in subtract(owned, launched):
         yield from _give(cpu, memory, fresh, vmpl, validated=False)
     for measured in subtract(owned, subtract(ram, launched)):

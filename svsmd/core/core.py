@@ -71,6 +71,16 @@ class Core:
         return self._cpus
 
     @property
+    def machine(self) -> Machine | None:
+        """What boot has set up; None until it is done."""
+        return self._machine
+
+    @property
+    def protocols(self) -> Mapping[int, CallProtocol]:
+        """What is served, by number."""
+        return self._protocols
+
+    @property
     def panicked(self) -> bool:
         """Whether the SVSM has given up; the log says why."""
         return self._gate.panicked
@@ -115,7 +125,10 @@ class Core:
         for apic_id in others:
             # The port is the boot CPU's until this vCPU's own first gate call, which replaces it.
             self._cpus[apic_id] = PerCpu(apic_id, cpu.port)
-        core = CoreProtocol(machine.memory, self._cpus, self._protocols, machine.guest_vmpl)
+        core = CoreProtocol(
+            machine.memory, self._cpus, self._protocols, machine.guest_vmpl, machine.maps
+        )
+
         self._protocols[core.number] = core
         restarter = Restarter(machine, self._cpus, self.log)
 

@@ -29,6 +29,6 @@ INVLPG: Final = 50
 FLUSH_TLB: Final = 1000
 """INVLPGB with everything named, and TLBSYNC."""
 
-PVALIDATE_CALL_BUDGET: Final = 2_000_000
-"""SVSM_CORE_PVALIDATE answers INCOMPLETE once a call has cost this much (2 ms): the guest's
-interrupts wait no longer. A full list of 4 KiB entries fits in."""
+CALL_BUDGET: Final = 2_000_000
+"""SVSM_CORE_PVALIDATE and the like answer INCOMPLETE once a call has cost this much (2 ms): the
+guest's interrupts wait no longer. A full list of 4 KiB entries of PVALIDATE fits in."""

@@ -3,8 +3,8 @@
 
 Four things are kept here:
 
-* the map: RAM without what belongs to the SVSM. The guest may have pages validated, rescinded or
-  made VMSAs inside it, and nowhere else;
+* the map: RAM without what belongs to the SVSM, from the start or because the guest has deposited
+  it. The guest may have pages validated, rescinded or made VMSAs inside it, and nowhere else;
 * the calling area that the SVSM itself provides for the boot CPU. The guest may use it, but its
   state never changes;
 * the registered VMSAs and calling areas. No call may change the state of such a page;
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from svsmd.core.memory import PageAllocator
 from svsmd.core.percpu import GuestWorld, PerCpu
 from svsmd.core.result_codes import SvsmError, SvsmResult
 from svsmd.core.validation_bitmap import ValidationBitmap
@@ -48,23 +49,33 @@ class GuestMemory:
     """The guest's memory as the core knows it.
 
     `owned` are the guest's ranges in bytes, whole pages; `launch_caa` is the SVSM's page that
-    serves as the boot CPU's first calling area.
+    serves as the boot CPU's first calling area; `pages` is where deposits go.
     """
 
     def __init__(
-        self, owned: Sequence[range], launch_caa: Gpa, validated: ValidationBitmap
+        self,
+        owned: Sequence[range],
+        launch_caa: Gpa,
+        validated: ValidationBitmap,
+        pages: PageAllocator,
     ) -> None:
         self.owned: Final = tuple(owned)
         self.launch_caa: Final = launch_caa
         self.validated: Final = validated
+        self._pages = pages
         self._worlds: dict[Gpa, GuestWorld] = {}
         self._locks: list[tuple[range, int]] = []
 
     # Map -------------------------------------------------------------------------------------
 
     def owns(self, gpa: int, nbytes: int = PAGE_SIZE) -> bool:
-        """Whether all of it is the guest's own memory."""
-        return _covers(self.owned, gpa, nbytes)
+        """Whether all of it is the guest's own memory, and not deposited."""
+        return _covers(self.owned, gpa, nbytes) and not self._pages.has_deposited(gpa, nbytes)
+
+    @property
+    def can_withdraw(self) -> bool:
+        """Whether the guest could take a deposited page back."""
+        return self._pages.withdrawable > 0
 
     def check_usable(self, cpu: PerCpu, gpa: int) -> None:
         """INVALID_ADDRESS unless the guest may name the page at `gpa` for data of its calls.

@@ -22,13 +22,15 @@ class GuestWorld:
     """The guest's side of a vCPU: registers and calling area, both GPAs of pages.
 
     `vmsa` is a page of the guest, except for the boot CPU's, which is the SVSM's own
-    (`svsm_owned`). `caa` changes with SVSM_CORE_REMAP_CA.
+    (`svsm_owned`). `caa` changes with SVSM_CORE_REMAP_CA. `mem_available` is what the calling area
+    says, None as long as nothing has been written there.
     """
 
     apic_id: int
     vmsa: Gpa
     caa: Gpa
     svsm_owned: bool = False
+    mem_available: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

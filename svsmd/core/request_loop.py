@@ -22,8 +22,9 @@ from svsmd.core.calls import CallProtocol, Reply, Request
 from svsmd.core.gate import Handler, Preempt, Vmgexit, Wait
 from svsmd.core.guest_memory import GuestMemory
 from svsmd.core.log import CoreLog
+from svsmd.core.memory import OutOfMemory
 from svsmd.core.percpu import GuestWorld, PerCpu
-from svsmd.core.result_codes import SvsmError, SvsmResult
+from svsmd.core.result_codes import SvsmError, SvsmResult, memory_required
 from svsmd.snp import ghcb_msr
 from svsmd.snp.faults import GuestFault
 from svsmd.snp.ghcb_msr import GhcbInfo, UnexpectedResponse
@@ -32,6 +33,9 @@ from svsmd.snp.vmsa import Efer, VmexitCode, Vmsa
 
 CAA_CALL_PENDING: Final = 0
 """Offset of the one-byte flag in the calling area."""
+CAA_MEM_AVAILABLE: Final = 1
+"""Offset of the one-byte flag in the calling area that says that SVSM_CORE_WITHDRAW_MEM would give
+something back."""
 
 _U64: Final = struct.Struct("<Q")
 _SVME: Final = int(Efer.SVME)
@@ -91,9 +95,17 @@ class RequestLoop:
                     yield from _write_reply(cpu, world.vmsa, reply)
             if cpu.world is not world:
                 return False
+            yield from self._show_available(cpu, world)
             yield from set_svme(cpu, world.vmsa, True)
         flush_tlb(cpu)
         return True
+
+    def _show_available(self, cpu: PerCpu, world: GuestWorld) -> Handler[None]:
+        """Say in the calling area whether memory can be withdrawn, if that has changed."""
+        available = self._memory.can_withdraw
+        if world.mem_available is not available:
+            yield from store(cpu, world.caa + CAA_MEM_AVAILABLE, bytes([available]))
+            world.mem_available = available
 
     @staticmethod
     def _stop_guest(cpu: PerCpu, world: GuestWorld) -> Handler[Vmsa]:
@@ -121,6 +133,8 @@ class RequestLoop:
             return (yield from protocol.handle(cpu, request))
         except SvsmError as error:
             return Reply.to(request, error.code)
+        except OutOfMemory as error:
+            return Reply.to(request, memory_required(error.npages))
         except GuestFault:
             return Reply.to(request, SvsmResult.SVSM_ERR_INVALID_ADDRESS)
 

@@ -9,10 +9,10 @@ and the number of the restart. In this order:
    way are waited for.
 2. The guest's VMSAs become ordinary pages. One that a vCPU still runs cannot: the SVSM waits for
    the host to stop it.
-3. The guest gets all its memory back, valid and zero. A page that the guest has not shared must
-   still be the one that was validated: it is zeroed, but not validated again, for a host that has
-   put another one in its place could otherwise switch between the two. Shared ones are validated;
-   the host has made them private meanwhile.
+3. The guest gets all its memory back, deposits too, valid and zero. A page that the guest has not
+   shared must still be the one that was validated: it is zeroed, but not validated again, for a
+   host that has put another one in its place could otherwise switch between the two. Shared ones
+   are validated; the host has made them private meanwhile.
 4. The pages of the launch are copied from the host and hashed where the host cannot change them.
    Others than those that the launch info has measured end the machine.
 5. Secrets and CPUID page are copied as at launch. The numbers of the guest's messages go on.
@@ -57,6 +57,10 @@ PAYLOAD_FILE: Final = "opt/org.svsmd/payload/{}"
 _COUNT_SIZE: Final = 4
 
 
+class RestartRefused(Exception):
+    """The guest cannot start again; the machine goes on without it."""
+
+
 class PayloadChanged(SvsmPanic):
     """The host offers other pages than those that were measured at launch."""
 
@@ -85,7 +89,7 @@ class Restarter:
                 return False
             self._log.write(f"the guest starts again: restart {count}")
             yield from self._restart(cpu, self._fw_cfg, files)
-        except FwCfgError as error:
+        except (FwCfgError, RestartRefused) as error:
             self._log.write(f"no restart: {error}")
             return False
         self._done = count
@@ -103,6 +107,7 @@ class Restarter:
         yield from self._stop_serving(cpu)
         numbers = yield from self._sequence_numbers(cpu)
         yield from self._take_vmsas_back(cpu)
+        self._return_deposits(cpu)
         for owned in machine.memory.owned:
             for gpa, size in pieces(owned):
                 with mapped(cpu, gpa, size):
@@ -150,6 +155,17 @@ class Restarter:
                     raise SvsmPanic(f"RMPADJUST of the VMSA at {world.vmsa:#x} fails with {code}")
                 yield Preempt()
             memory.unregister(world)
+
+    def _return_deposits(self, cpu: PerCpu) -> None:
+        """Make what the last guest has deposited memory of the guest again, without any right yet.
+
+        The next one knows nothing of it. Raises RestartRefused if the SVSM uses some of it.
+        """
+        pages, validated = self._machine.pages, self._machine.memory.validated
+        while (gpa := pages.withdraw(cpu)) is not None:
+            validated.set(cpu, gpa, 1, True)
+        if pages.deposited:
+            raise RestartRefused(f"{pages.deposited} pages of the guest's deposits are in use")
 
     def _renew(self, cpu: PerCpu, gpa: int, size: PageSize) -> Handler[None]:
         """Make a page of the guest valid, zero, and open to the guest's VMPL alone."""

@@ -13,6 +13,12 @@ SVSM_ERR_PROTOCOL_BASE: Final = 0x8000_1000
 """Codes from here on belong to the protocol that was called."""
 
 
+SVSM_MEMORY_REQUIRED_BASE: Final = 0x4000_0000
+"""Plus a number of 4 KiB pages: the call needs that much memory. The guest may deposit it
+(SVSM_CORE_DEPOSIT_MEM) and make the call again."""
+SVSM_MEMORY_REQUIRED_MAX: Final = 0x3FFF_FFFF
+
+
 class SvsmResult(IntEnum):
     """Result codes that every protocol shares, by the specification's names."""
 
@@ -39,6 +45,11 @@ class SvsmCoreResult(IntEnum):
     """Linux answers this one by splitting a 2 MiB entry into 512 of 4 KiB."""
     PVALIDATE_NO_CHANGE = SVSM_ERR_PROTOCOL_BASE + 0x10
     """PVALIDATE set CF, and the entry does not say that this is to be ignored."""
+    UNKNOWN_FAILURE = SVSM_ERR_PROTOCOL_BASE + 0x11
+    """PVALIDATE or RMPADJUST failed with a code that the specification has no room for."""
+
+
+_MAX_INSTRUCTION_CODE: Final = 0xF
 
 
 class SvsmError(Exception):
@@ -47,3 +58,15 @@ class SvsmError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"result {code:#x}")
         self.code: Final = code
+
+
+def instruction_failed(code: int) -> SvsmError:
+    """The error for an EAX of PVALIDATE or RMPADJUST that is not 0."""
+    if code > _MAX_INSTRUCTION_CODE:
+        return SvsmError(SvsmCoreResult.UNKNOWN_FAILURE)
+    return SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
+
+
+def memory_required(npages: int) -> int:
+    """The result code of a call that found no memory."""
+    return SVSM_MEMORY_REQUIRED_BASE + min(npages, SVSM_MEMORY_REQUIRED_MAX)

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from svsmd.core.memory import OutOfMemory
 from svsmd.core.page_entry import Mapping, PageFlags
 from svsmd.core.paging import AlreadyMapped, NotMapped, PageTable
 from svsmd.core.percpu import PerCpu
-from svsmd.core.region import OutOfMemory
 from svsmd.snp.types import PAGE_SIZE, Gpa, PageSize
 from tests.flat_port import FlatPort, Pages
 

@@ -9,12 +9,12 @@ import pytest
 
 from svsmd.core.access import load, load_own, load_shared, mapped, store, zero
 from svsmd.core.gate import SvsmPanic
+from svsmd.core.memory import PageKind
 from svsmd.core.page_entry import PageFlags
 from svsmd.core.paging import PageTable
 from svsmd.core.paging.cpu_area import GHCB, HUGE_SLOT_COUNT, SLOT_COUNT
 from svsmd.core.percpu import PerCpu
 from svsmd.core.port import PERCPU_MAP, PRIVATE_MAP
-from svsmd.core.region import PageKind
 from svsmd.snp.faults import GuestFault
 from svsmd.snp.rmp import RmpUpdate
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa

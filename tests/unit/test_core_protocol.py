@@ -175,11 +175,43 @@ class TestPvalidate:
         assert next_index(machine) == 0
         assert pvalidate(machine, FREE | IGNORE_CF | size) == OK
 
-    def test_page_that_the_host_swapped_is_zeroed(self, machine: FakeVmpl0) -> None:
+    @pytest.mark.parametrize("ignore_cf", [0, IGNORE_CF])
+    def test_page_that_the_host_swapped_is_not_validated_again(
+        self, machine: FakeVmpl0, ignore_cf: int
+    ) -> None:
         machine.rmp.rmpupdate(Spa(FREE), RmpUpdate(True, PageSize.SIZE_2M, False, Gpa(FREE), 1))
         machine.put(FREE, b"somebody's secret")
-        assert pvalidate(machine, FREE | VALIDATE | IGNORE_CF | HUGE) == OK
-        assert machine.get(FREE, 17) == bytes(17)
+        result = pvalidate(machine, FREE | VALIDATE | ignore_cf | HUGE)
+        assert result == (OK if ignore_cf else NO_CHANGE)
+        assert not entry(machine, FREE).validated
+        # Rescinding shows it, and only then the page may be validated.
+        assert pvalidate(machine, FREE | HUGE) != OK
+        assert "validate" not in [what for what, gpa in machine.ports[0].log if gpa == FREE]
+
+    def test_the_svsm_knows_the_answer_without_pvalidate(self, machine: FakeVmpl0) -> None:
+        machine.rmp.psmash(Spa(FREE))
+        assert pvalidate(machine, FREE) == OK
+        machine.ports[0].log.clear()
+        assert pvalidate(machine, FREE) == NO_CHANGE
+        assert pvalidate(machine, FREE + PAGE_SIZE | VALIDATE) == NO_CHANGE
+        # Some of its pages are validated, and some are not.
+        assert pvalidate(machine, FREE | HUGE) == SvsmCoreResult.FAIL_SIZEMISMATCH
+        assert pvalidate(machine, FREE | HUGE | VALIDATE) == SvsmCoreResult.FAIL_SIZEMISMATCH
+        assert {what for what, _gpa in machine.ports[0].log} == {"flush"}
+
+    def test_list_is_locked_as_long_as_the_call_lasts(self, machine: FakeVmpl0) -> None:
+        """Or else `next` would be written to what another vCPU has made of the page meanwhile."""
+        machine.write_vmsa(VMSA)
+        assert machine.call(CREATE_VCPU, VMSA, AP_CAA, 1).rax == OK
+        page = OTHER + 0x8000
+        machine.solve_faults = False
+        machine.write_list(page + 0xC8, [FREE + PAGE_SIZE])
+        boot = machine.vmsas[0, GUEST_VMPL]
+        machine.begin_call(PVALIDATE, page + 0xC8, gpa=boot, caa=GUEST_CAA)
+        assert machine.run(0) == "fault"
+        machine.write_vmsa(page)
+        busy = machine.call(CREATE_VCPU, page, AP_CAA, 1, vcpu=1, caa=AP_CAA, vmsa=VMSA)
+        assert busy.rax == BUSY
 
     def test_list_goes_on_at_next(self, machine: FakeVmpl0) -> None:
         machine.write_list(LIST, [SVSM_BASE, FREE | HUGE], next_index=1)
@@ -265,7 +297,7 @@ class TestPvalidate:
     def test_long_list_is_incomplete_and_goes_on(
         self, machine: FakeVmpl0, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(costs, "PVALIDATE_CALL_BUDGET", 3 * costs.PVALIDATE)
+        monkeypatch.setattr(costs, "CALL_BUDGET", 3 * costs.PVALIDATE)
         entries = [FREE + i * PAGE_SIZE for i in range(10)]
         assert pvalidate(machine, *entries) == INCOMPLETE
         calls = 1
@@ -433,9 +465,12 @@ class TestQueries:
         call = SvsmCoreCall.SVSM_CORE_CONFIGURE_VTOM
         state = machine.call(call, 1)
         assert (state.rax, state.rcx) == (OK, 0)
-        assert machine.call(call, 0x1000).rax == SvsmResult.SVSM_ERR_INVALID_REQUEST
+        for rcx in (0, 2, 0x1000, 0x1E):
+            assert machine.call(call, rcx).rax == SvsmResult.SVSM_ERR_INVALID_REQUEST
+        for rcx in (3, 0x1001, 1 << 63 | 1, 0x20, 0x802):
+            assert machine.call(call, rcx).rax == PARAMETER
 
-    @pytest.mark.parametrize("call", [4, 5, 8, 0xFFFF_FFFF])
+    @pytest.mark.parametrize("call", [8, 0xFFFF_FFFF])
     def test_calls_that_are_not_served(self, machine: FakeVmpl0, call: int) -> None:
         state = machine.call(call, 0x1234, 0x5678, 0x9ABC)
         assert state.rax == CALL

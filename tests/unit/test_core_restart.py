@@ -130,6 +130,38 @@ def test_the_guest_is_served_as_before(machine: FakeVmpl0) -> None:
     assert machine.call(SvsmCoreCall.SVSM_CORE_PVALIDATE, GUEST_CAA + 8).rax == 0
 
 
+def test_deposits_are_the_guests_again(machine: FakeVmpl0) -> None:
+    machine.checks.append(machine.check_security)
+    machine.write_list(GUEST_CAA + 8, [4 * MIB | 1, 6 * MIB | 1])
+    assert machine.call(SvsmCoreCall.SVSM_CORE_DEPOSIT_MEM, GUEST_CAA + 8).rax == 0
+    assert reset(machine, offer(), lambda: give_back(machine)) == "guest"
+    for gpa in range(4 * MIB, 8 * MIB, PAGE_SIZE):
+        entry = machine.rmp.lookup(gpa)
+        assert entry is not None
+        assert entry.permissions == (Perm.ALL, Perm.NONE, Perm.ALL, Perm.NONE), hex(gpa)
+        assert machine.get(gpa, PAGE_SIZE) == bytes(PAGE_SIZE)
+    assert machine.core.machine is not None
+    assert machine.core.machine.pages.statistics().deposited == 0
+    assert machine.get(GUEST_CAA + 1, 1) == bytes(1)
+
+
+def test_no_restart_while_the_svsm_uses_deposits(machine: FakeVmpl0) -> None:
+    machine.write_list(GUEST_CAA + 8, [4 * MIB | 1])
+    assert machine.call(SvsmCoreCall.SVSM_CORE_DEPOSIT_MEM, GUEST_CAA + 8).rax == 0
+    assert machine.core.machine is not None
+    pages, cpu = machine.core.machine.pages, machine.core.cpus[0]
+    mine = [pages.allocate(cpu)]
+    while mine[-1] > SVSM_BASE:
+        mine.append(pages.allocate(cpu))
+    used = mine.pop()
+    for gpa in mine:
+        pages.free(cpu, gpa)
+    assert reset(machine, offer(), lambda: give_back(machine)) == "halt"
+    assert not machine.core.panicked
+    assert machine.core.log.lines[-1] == "no restart: 2 pages of the guest's deposits are in use"
+    assert pages.kind_of(cpu, used) != 0
+
+
 def test_restarts_can_be_repeated(machine: FakeVmpl0) -> None:
     assert reset(machine, offer(1), lambda: give_back(machine)) == "guest"
     machine.put(6 * MIB, b"data of the second guest")

@@ -56,7 +56,7 @@ class KernelMaps:
         self._map_image(cpu, region.start, image)
         start = region.start + image.end - IMAGE_MAP
         for hole in (*sorted(not_own), region.stop):
-            self._map_own(cpu, start, hole)
+            self.map_own(cpu, start, (hole - start) >> PAGE_SHIFT)
             start = hole + PAGE_SIZE
 
     def _map_image(self, cpu: PerCpu, base: int, image: ImageLayout) -> None:
@@ -70,19 +70,23 @@ class KernelMaps:
             self.image.map_range(cpu, start, base + start - IMAGE_MAP, npages, flags)
             start = end
 
-    def _map_own(self, cpu: PerCpu, start: int, stop: int) -> None:
-        npages = (stop - start) >> PAGE_SHIFT
-        self.own.map_range(cpu, PRIVATE_MAP + start, start, npages, PageFlags.WRITE)
+    def map_own(self, cpu: PerCpu, gpa: int, npages: int) -> None:
+        """Map pages as the SVSM's own. Raises OutOfMemory; then none is mapped."""
+        self.own.map_range(cpu, PRIVATE_MAP + gpa, gpa, npages, PageFlags.WRITE)
+
+    def unmap_own(self, cpu: PerCpu, gpa: int, npages: int) -> None:
+        """The opposite; whoever calls this flushes the TLBs."""
+        for page in range(gpa, gpa + npages * PAGE_SIZE, PAGE_SIZE):
+            self.own.unmap(cpu, PRIVATE_MAP + page)
 
     def allocate_apart(self, cpu: PerCpu, kind: PageKind, order: int = 0) -> Gpa:
         """2**order pages, zeroed, that are not mapped as the SVSM's own. Raises OutOfMemory."""
         gpa = self.pages.allocate(cpu, order, kind)
-        for page in range(gpa, gpa + (PAGE_SIZE << order), PAGE_SIZE):
-            self.own.unmap(cpu, PRIVATE_MAP + page)
+        self.unmap_own(cpu, gpa, 1 << order)
         flush_tlb(cpu)
         return gpa
 
     def free_apart(self, cpu: PerCpu, gpa: Gpa, order: int = 0) -> None:
         """Give back what `allocate_apart` has given. Raises OutOfMemory: then they stay apart."""
-        self._map_own(cpu, gpa, gpa + (PAGE_SIZE << order))
+        self.map_own(cpu, gpa, 1 << order)
         self.pages.free(cpu, gpa)

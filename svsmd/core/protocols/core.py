@@ -7,7 +7,6 @@ docs/protocols/core.md.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
@@ -27,18 +26,21 @@ from svsmd.core.access import (
 from svsmd.core.calls import CallProtocol, Reply, Request
 from svsmd.core.gate import Handler
 from svsmd.core.guest_memory import GuestMemory
+from svsmd.core.paging.kernel_maps import KernelMaps
 from svsmd.core.percpu import GuestWorld, PerCpu
+from svsmd.core.protocols.deposits import Deposits
+from svsmd.core.protocols.page_list import work_list
 from svsmd.core.request_loop import set_svme
 from svsmd.core.result_codes import (
-    SVSM_ERR_PROTOCOL_BASE,
     SvsmCoreResult,
     SvsmError,
     SvsmResult,
+    instruction_failed,
 )
 from svsmd.snp.bits import AddressBits, Bit, Bits, Register64
 from svsmd.snp.faults import GuestFault
 from svsmd.snp.rmp import Perm, RmpAttributes, RmpReturn
-from svsmd.snp.types import PAGE_MASK, PAGE_SIZE, Gpa, PageSize, Vmpl
+from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Vmpl
 from svsmd.snp.vmsa import Efer, Vmsa
 
 _LOW_32: Final = 0xFFFF_FFFF
@@ -57,17 +59,14 @@ class SvsmCoreCall(IntEnum):
     SVSM_CORE_CONFIGURE_VTOM = 7
 
 
-PVALIDATE_HEADER: Final = struct.Struct("<HHI")
-"""Number of entries, index of the next one to do, reserved. Entries of 8 bytes follow."""
-PVALIDATE_NEXT_OFFSET: Final = 2
-PVALIDATE_ALIGNMENT: Final = 8
-PVALIDATE_ENTRY_SIZE: Final = 8
-
 CAA_CLEARED: Final = bytes(8)
 """What SVSM_CORE_REMAP_CA writes to a new calling area: the part that the specification defines."""
 
+
 CONFIGURE_VTOM_QUERY: Final = 1 << 0
-"""RCX[0] of SVSM_CORE_CONFIGURE_VTOM: the guest only asks whether it could."""
+"""RCX[0] of SVSM_CORE_CONFIGURE_VTOM: the guest only asks whether it could. All else is 0 then."""
+CONFIGURE_VTOM_RESERVED: Final = 0xFE0
+"""RCX[11:5], which must be 0 in the other form."""
 
 
 class PvalidateEntry(Register64):
@@ -86,7 +85,8 @@ class PvalidateEntry(Register64):
 class CoreProtocol:
     """The core protocol, version 1.
 
-    `cpus` are the vCPUs by APIC id, `protocols` all protocols by number, this one among them.
+    `cpus` are the vCPUs by APIC id, `protocols` all protocols by number, this one among them, and
+    `maps` is where deposited memory goes.
     """
 
     number = 0
@@ -98,11 +98,13 @@ class CoreProtocol:
         cpus: Mapping[int, PerCpu],
         protocols: Mapping[int, CallProtocol],
         guest_vmpl: Vmpl,
+        maps: KernelMaps,
     ) -> None:
         self._memory = memory
         self._cpus = cpus
         self._protocols = protocols
         self._guest_vmpl = guest_vmpl
+        self._deposits = Deposits(memory, maps, guest_vmpl)
 
     def handle(self, cpu: PerCpu, request: Request) -> Handler[Reply]:
         """Serve one call; see `CallProtocol.handle`."""
@@ -115,12 +117,15 @@ class CoreProtocol:
                 return (yield from self._create_vcpu(cpu, request))
             case SvsmCoreCall.SVSM_CORE_DELETE_VCPU:
                 return (yield from self._delete_vcpu(cpu, request))
+            case SvsmCoreCall.SVSM_CORE_DEPOSIT_MEM:
+                return (yield from self._deposits.deposit(cpu, request))
+            case SvsmCoreCall.SVSM_CORE_WITHDRAW_MEM:
+                return (yield from self._deposits.withdraw(cpu, request))
             case SvsmCoreCall.SVSM_CORE_QUERY_PROTOCOL:
                 return self._query_protocol(request)
             case SvsmCoreCall.SVSM_CORE_CONFIGURE_VTOM:
                 return self._configure_vtom(request)
             case _:
-                # DEPOSIT_MEM and WITHDRAW_MEM too: this SVSM lives on the memory of its region.
                 raise SvsmError(SvsmResult.SVSM_ERR_UNSUPPORTED_CALL)
 
     # Calling area ----------------------------------------------------------------------------
@@ -135,6 +140,7 @@ class CoreProtocol:
             yield from store(cpu, caa, CAA_CLEARED)
             if cpu.world is not None:
                 cpu.world.caa = Gpa(caa)
+                cpu.world.mem_available = None
         return Reply.to(request)
 
     def _check_caa(self, cpu: PerCpu, caa: int, apic_id: int) -> None:
@@ -147,46 +153,15 @@ class CoreProtocol:
 
     def _pvalidate(self, cpu: PerCpu, request: Request) -> Handler[Reply]:
         """RCX: GPA of a list of pages; `next` in it advances with every entry that is done."""
-        where = request.rcx
-        if where % PVALIDATE_ALIGNMENT:
-            raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
-        self._memory.check_usable(cpu, where)
-        with mapped(cpu, where & ~PAGE_MASK):
-            return (yield from self._pvalidate_list(cpu, request))
 
-    def _pvalidate_list(self, cpu: PerCpu, request: Request) -> Handler[Reply]:
-        where = request.rcx
-        header = yield from load(cpu, where, PVALIDATE_HEADER.size)
-        count, start, _reserved = PVALIDATE_HEADER.unpack(header)
-        room = PAGE_SIZE - (where & PAGE_MASK) - PVALIDATE_HEADER.size
-        if start >= count or count * PVALIDATE_ENTRY_SIZE > room:
-            raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
-        # One copy of all entries: what another vCPU writes to the list from here on is too late.
-        first = where + PVALIDATE_HEADER.size + start * PVALIDATE_ENTRY_SIZE
-        raw = yield from load(cpu, first, (count - start) * PVALIDATE_ENTRY_SIZE)
-        done, result = yield from self._pvalidate_entries(
-            cpu, [PvalidateEntry(word) for (word,) in struct.iter_unpack("<Q", raw)]
-        )
-        flush_tlb(cpu)
-        next_index = (start + done).to_bytes(2, "little")
-        yield from store(cpu, where + PVALIDATE_NEXT_OFFSET, next_index)
+        def work(raw: int, _list_page: Gpa) -> Handler[int]:
+            return self._pvalidate_entry(cpu, PvalidateEntry(raw))
+
+        def finish() -> None:
+            flush_tlb(cpu)
+
+        result = yield from work_list(cpu, self._memory, request.rcx, work, finish)
         return Reply.to(request, result)
-
-    def _pvalidate_entries(
-        self, cpu: PerCpu, entries: list[PvalidateEntry]
-    ) -> Handler[tuple[int, int]]:
-        """Returns how many entries are done, and the result code."""
-        spent = 0
-        for done, entry in enumerate(entries):
-            if spent > costs.PVALIDATE_CALL_BUDGET:
-                return done, SvsmResult.SVSM_ERR_INCOMPLETE
-            try:
-                spent += yield from self._pvalidate_entry(cpu, entry)
-            except SvsmError as error:
-                return done, error.code
-            except GuestFault:
-                return done, SvsmResult.SVSM_ERR_INVALID_ADDRESS
-        return len(entries), SvsmResult.SVSM_SUCCESS
 
     def _pvalidate_entry(self, cpu: PerCpu, entry: PvalidateEntry) -> Handler[int]:
         """One entry; returns about how many ticks it took."""
@@ -200,12 +175,37 @@ class CoreProtocol:
         # The map ends below the C-bit, so this also refuses it, and addresses that are none.
         if not memory.owns(gpa, size.nbytes) or memory.has_registered(gpa, size.nbytes):
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_ADDRESS)
-        with memory.locked(cpu, gpa, size.nbytes), mapped(cpu, gpa, size):
-            if entry.VALIDATE:
-                yield from self._validate(cpu, gpa, size, entry.IGNORE_CF)
-                return costs.PVALIDATE + costs.RMPADJUST + size.npages * costs.COPY_PAGE
-            yield from self._rescind(cpu, gpa, size, entry.IGNORE_CF)
-            return costs.PVALIDATE + costs.RMPADJUST
+        with memory.locked(cpu, gpa, size.nbytes):
+            if not self._needs_change(cpu, gpa, size, entry.VALIDATE, entry.IGNORE_CF):
+                return costs.MEMORY_ACCESS
+            with mapped(cpu, gpa, size):
+                return (yield from self._change(cpu, gpa, entry))
+
+    def _change(self, cpu: PerCpu, gpa: int, entry: PvalidateEntry) -> Handler[int]:
+        size = PageSize(entry.PAGE_SIZE)
+        if entry.VALIDATE:
+            yield from self._validate(cpu, gpa, size, entry.IGNORE_CF)
+            return costs.PVALIDATE + costs.RMPADJUST + size.npages * costs.COPY_PAGE
+        yield from self._rescind(cpu, gpa, size, entry.IGNORE_CF)
+        return costs.PVALIDATE + costs.RMPADJUST
+
+    def _needs_change(
+        self, cpu: PerCpu, gpa: int, size: PageSize, validate: bool, ignore_cf: bool
+    ) -> bool:
+        """Whether a page does not have that state yet, as far as the SVSM remembers.
+
+        PVALIDATE is not asked about one that has it: a page that the host has put in the place of
+        a validated one would be validated a second time. 2 MiB with pages of both kinds are no
+        2 MiB page.
+        """
+        bits = self._memory.validated.bits(cpu, gpa >> PAGE_SHIFT, size.npages)
+        if bits not in (0, (1 << size.npages) - 1):
+            raise SvsmError(SvsmCoreResult.FAIL_SIZEMISMATCH)
+        if bool(bits) != validate:
+            return True
+        if not ignore_cf:
+            raise SvsmError(SvsmCoreResult.PVALIDATE_NO_CHANGE)
+        return False
 
     def _validate(self, cpu: PerCpu, gpa: int, size: PageSize, ignore_cf: bool) -> Handler[None]:
         """PVALIDATE, zero, grant, in this order.
@@ -213,39 +213,28 @@ class CoreProtocol:
         The page may be one that the host took from the SVSM and put here: its old contents must be
         gone before the guest can look.
         """
-        validated = self._memory.validated
         code, unchanged = yield from pvalidate(cpu, gpa, size, True)
         if code != RmpReturn.SUCCESS:
-            raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
-        if unchanged:
-            if not ignore_cf:
-                raise SvsmError(SvsmCoreResult.PVALIDATE_NO_CHANGE)
-            if validated.all_validated(cpu, gpa, size.npages):
-                # The guest has it already, with data in it.
-                return
+            raise instruction_failed(code)
+        if unchanged and not ignore_cf:
+            raise SvsmError(SvsmCoreResult.PVALIDATE_NO_CHANGE)
         yield from zero(cpu, gpa, size)
         code = yield from grant(cpu, gpa, size, self._guest_vmpl)
         if code != RmpReturn.SUCCESS:
             yield from pvalidate(cpu, gpa, size, False)
-            validated.set(cpu, gpa, size.npages, False)
-            raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
-        validated.set(cpu, gpa, size.npages, True)
+            raise instruction_failed(code)
+        self._memory.validated.set(cpu, gpa, size.npages, True)
 
     def _rescind(self, cpu: PerCpu, gpa: int, size: PageSize, ignore_cf: bool) -> Handler[None]:
         """Revoke, then PVALIDATE: no VMPL may keep a right to a page that is not validated."""
-        validated = self._memory.validated
-        # RMPADJUST refuses a page that is not validated; PVALIDATE then says what is to be said.
-        was_validated = validated.is_validated(cpu, gpa)
-        if was_validated:
-            code = yield from revoke(cpu, gpa, size, self._guest_vmpl)
-            if code != RmpReturn.SUCCESS:
-                raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
+        code = yield from revoke(cpu, gpa, size, self._guest_vmpl)
+        if code != RmpReturn.SUCCESS:
+            raise instruction_failed(code)
         code, unchanged = yield from pvalidate(cpu, gpa, size, False)
         if code != RmpReturn.SUCCESS:
-            if was_validated:
-                yield from grant(cpu, gpa, size, self._guest_vmpl)
-            raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
-        validated.set(cpu, gpa, size.npages, False)
+            yield from grant(cpu, gpa, size, self._guest_vmpl)
+            raise instruction_failed(code)
+        self._memory.validated.set(cpu, gpa, size.npages, False)
         if unchanged and not ignore_cf:
             raise SvsmError(SvsmCoreResult.PVALIDATE_NO_CHANGE)
 
@@ -282,7 +271,7 @@ class CoreProtocol:
         """Check a page of the guest, out of its reach, and mark it a VMSA."""
         code = yield from revoke(cpu, vmsa, PageSize.SIZE_4K, self._guest_vmpl)
         if code != RmpReturn.SUCCESS:
-            raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
+            raise instruction_failed(code)
         # From here on no vCPU of the guest can write to it any more.
         flush_tlb(cpu)
         state = Vmsa.copy_of((yield from load(cpu, vmsa, PAGE_SIZE)))
@@ -297,7 +286,7 @@ class CoreProtocol:
         attributes = RmpAttributes.VMSA | readable | self._guest_vmpl
         code = yield from rmpadjust(cpu, vmsa, PageSize.SIZE_4K, attributes)
         if code != RmpReturn.SUCCESS:
-            raise SvsmError(SVSM_ERR_PROTOCOL_BASE + code)
+            raise instruction_failed(code)
 
     @staticmethod
     def _sev_features(cpu: PerCpu) -> Handler[int]:
@@ -342,7 +331,11 @@ class CoreProtocol:
 
     @staticmethod
     def _configure_vtom(request: Request) -> Reply:
-        """RCX[0]: query; out: RCX = 0, a vTOM cannot be configured."""
-        if not request.rcx & CONFIGURE_VTOM_QUERY:
+        """RCX[0]: query; out: RCX = 0, a vTOM cannot be configured, and RDX and R8 mean nothing."""
+        rcx = request.rcx
+        query = rcx & CONFIGURE_VTOM_QUERY
+        if rcx != CONFIGURE_VTOM_QUERY if query else rcx & CONFIGURE_VTOM_RESERVED:
+            raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
+        if not query:
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_REQUEST)
         return Reply.to(request, rcx=0)
