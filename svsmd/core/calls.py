@@ -16,6 +16,10 @@ from svsmd.core.result_codes import SvsmResult
 
 _LOW_32: Final = 0xFFFF_FFFF
 
+PRIVATE_PROTOCOLS: Final = range(0xC000_0000, 0xC001_0000)
+"""Protocol numbers of this SVSM's own: neither the specification's, nor those that it keeps for
+AMD's reference implementation (0x80000000 to 0x8000FFFF)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -54,9 +58,15 @@ class Reply:
         result: int = SvsmResult.SVSM_SUCCESS,
         *,
         rcx: int | None = None,
+        rdx: int | None = None,
     ) -> Self:
         """The result of `request`; argument registers that are no results keep their values."""
-        return cls(int(result), request.rcx if rcx is None else rcx, request.rdx, request.r8)
+        return cls(
+            int(result),
+            request.rcx if rcx is None else rcx,
+            request.rdx if rdx is None else rdx,
+            request.r8,
+        )
 
 
 class CallProtocol(Protocol):

@@ -31,6 +31,7 @@ from svsmd.core.paging.kernel_maps import ImageLayout
 from svsmd.core.percpu import PerCpu
 from svsmd.core.port import GateCall
 from svsmd.core.protocols.core import CoreProtocol
+from svsmd.core.protocols.page_state import PageStateProtocol
 from svsmd.core.request_loop import RequestLoop
 from svsmd.core.restart import PayloadChanged, Restarter
 from svsmd.snp.secrets_page import VMPCK_COUNT, VMPCK_SIZE, SecretsPage
@@ -130,6 +131,8 @@ class Core:
         )
 
         self._protocols[core.number] = core
+        page_state = PageStateProtocol(machine.memory)
+        self._protocols[page_state.number] = page_state
         restarter = Restarter(machine, self._cpus, self.log)
 
         def refused(refusing: PerCpu) -> Handler[bool]:
