@@ -164,14 +164,89 @@ SELFTEST(svsm_remap_bad, "svsm.remap-ca.bad")
 	EXPECT_EQ(svsm_query(SVSM_CORE, 1), 1UL << 32 | 1); /* the old one still works */
 }
 
-SELFTEST(svsm_memory, "svsm.deposit-withdraw")
+static uint8_t own_pages[3][PAGE_SIZE] __attribute__((aligned(4096)));
+static uint8_t list_page[PAGE_SIZE] __attribute__((aligned(4096)));
+
+static uint64_t deposit(uint64_t entry)
 {
-	uint64_t deposit, withdraw;
+	struct pvalidate_list *list = (struct pvalidate_list *)list_page;
+
+	*list = (struct pvalidate_list){ .entries = 1, .entry = { entry } };
+	return svsm_core(SVSM_CORE_DEPOSIT_MEM, (uint64_t)list, 0, 0);
+}
+
+SELFTEST(svsm_deposit, "svsm.deposit-withdraw")
+{
+	struct withdraw_list *back = (struct withdraw_list *)list_page;
+	uint64_t seen = 0;
 
 	NEED(svsm.present, NO_SVSM);
-	deposit = svsm_core(SVSM_CORE_DEPOSIT_MEM, (uint64_t)other_caa, 0, 0);
-	withdraw = svsm_core(SVSM_CORE_WITHDRAW_MEM, (uint64_t)other_caa, 0, 0);
-	/* Optional calls; whoever offers them refuses an empty list. */
-	EXPECT(deposit == SVSM_ERR_UNSUPPORTED_CALL || deposit == SVSM_ERR_INVALID_PARAMETER);
-	EXPECT(withdraw == SVSM_ERR_UNSUPPORTED_CALL || withdraw == SVSM_ERR_INVALID_PARAMETER);
+	memset(own_pages, 0x5a, sizeof(own_pages));
+	for (unsigned int i = 0; i < 3; i++)
+		EXPECT_EQ(deposit((uint64_t)own_pages[i]), SVSM_SUCCESS);
+	EXPECT_EQ(this_cpu()->caa->mem_available, 1);
+	EXPECT_EQ(deposit((uint64_t)own_pages[1]), SVSM_ERR_INVALID_ADDRESS); /* not ours any more */
+	EXPECT_EQ(svsm_pvalidate((uint64_t)own_pages[1]), SVSM_ERR_INVALID_ADDRESS);
+	EXPECT_EQ(svsm_core(SVSM_CORE_WITHDRAW_MEM, (uint64_t)back, 0, 0), SVSM_SUCCESS);
+	EXPECT_EQ(back->entries, 3);
+	for (unsigned int i = 0; i < 3; i++)
+		for (unsigned int j = 0; j < 3; j++)
+			if (back->page[i] == (uint64_t)own_pages[j])
+				seen |= 1UL << j;
+	EXPECT_EQ(seen, 7);
+	EXPECT(memory_is(own_pages, 0, sizeof(own_pages)));
+	EXPECT_EQ(this_cpu()->caa->mem_available, 0);
+	EXPECT_EQ(svsm_core(SVSM_CORE_WITHDRAW_MEM, (uint64_t)back, 0, 0), SVSM_SUCCESS);
+	EXPECT_EQ(back->entries, 0);
+}
+
+SELFTEST(svsm_deposit_bad, "svsm.deposit-withdraw.bad")
+{
+	NEED(svsm.present, NO_SVSM);
+	EXPECT_EQ(deposit(svsm.base), SVSM_ERR_INVALID_ADDRESS);
+	EXPECT_EQ(deposit(this_cpu()->caa_gpa), SVSM_ERR_INVALID_ADDRESS);
+	EXPECT_EQ(deposit((uint64_t)list_page), SVSM_ERR_INVALID_ADDRESS);
+	EXPECT_EQ(deposit((uint64_t)own_pages | 2), SVSM_ERR_INVALID_PARAMETER);
+	EXPECT_EQ(svsm_core(SVSM_CORE_WITHDRAW_MEM, (uint64_t)list_page + 0xff8, 0, 0),
+		  SVSM_ERR_INVALID_PARAMETER);
+	EXPECT_EQ(svsm_core(SVSM_CORE_WITHDRAW_MEM, svsm.base, 0, 0), SVSM_ERR_INVALID_ADDRESS);
+}
+
+SELFTEST(svsm_page_state, "svsm.page-state")
+{
+	static struct page_state_request request __attribute__((aligned(64)));
+	static uint8_t bits[64] __attribute__((aligned(64)));
+	static struct page_state_run run __attribute__((aligned(64)));
+	uint64_t shared = (uint64_t)own_pages[1], first = (uint64_t)own_pages / PAGE_SIZE;
+	struct svsm_regs regs = { 0 };
+	uint64_t rescinded, by_bits, by_runs, again;
+
+	NEED(svsm.present, NO_SVSM);
+	NEED(svsm_query(SVSMD_PAGE_STATE, 1), "no page state protocol");
+	EXPECT_EQ(svsm_call(SVSMD_PAGE_STATE, SVSMD_PAGE_STATE_QUERY, &regs), SVSM_SUCCESS);
+	EXPECT(regs.rcx > first);
+	EXPECT_EQ(regs.rdx, 3);
+
+	rescinded = svsm_pvalidate(shared);
+	request = (struct page_state_request){ first, 3, 0, (uint64_t)bits, sizeof(bits), 0 };
+	regs = (struct svsm_regs){ .rcx = (uint64_t)&request };
+	by_bits = svsm_call(SVSMD_PAGE_STATE, SVSMD_PAGE_STATE_BITS, &regs);
+	request = (struct page_state_request){ first, 3, 0, (uint64_t)&run, sizeof(run), 0 };
+	regs = (struct svsm_regs){ .rcx = (uint64_t)&request };
+	by_runs = svsm_call(SVSMD_PAGE_STATE, SVSMD_PAGE_STATE_RUNS, &regs);
+	again = svsm_pvalidate(shared | PVALIDATE_VALIDATE);
+
+	EXPECT_EQ(rescinded, SVSM_SUCCESS);
+	EXPECT_EQ(again, SVSM_SUCCESS);
+	EXPECT_EQ(by_bits, SVSM_SUCCESS);
+	EXPECT_EQ(bits[0], 5);
+	EXPECT_EQ(by_runs, SVSM_SUCCESS);
+	EXPECT_EQ(run.gpa, (uint64_t)own_pages);
+	EXPECT_EQ(run.pages, 1);
+	EXPECT_EQ(request.filled, sizeof(run)); /* there is no room for the second one */
+	EXPECT_EQ(request.next, 1);
+	request.buffer = svsm.base;
+	request.filled = 0;
+	regs = (struct svsm_regs){ .rcx = (uint64_t)&request };
+	EXPECT_EQ(svsm_call(SVSMD_PAGE_STATE, SVSMD_PAGE_STATE_BITS, &regs), SVSM_ERR_INVALID_ADDRESS);
 }

@@ -12,6 +12,12 @@
 #define SVSM_APIC 3
 #define SVSM_UEFI_MM 4
 
+#define SVSMD_PAGE_STATE 0xc0000000 /* svsmd's own: docs/protocols/svsmd.md */
+
+#define SVSMD_PAGE_STATE_QUERY 0
+#define SVSMD_PAGE_STATE_BITS 1
+#define SVSMD_PAGE_STATE_RUNS 2
+
 #define SVSM_CORE_REMAP_CA 0
 #define SVSM_CORE_PVALIDATE 1
 #define SVSM_CORE_CREATE_VCPU 2
@@ -53,6 +59,29 @@ struct pvalidate_list {
 	uint16_t next;
 	uint32_t reserved;
 	uint64_t entry[511];
+};
+
+/* SVSM_CORE_WITHDRAW_MEM writes one (58019, table 8). */
+struct withdraw_list {
+	uint16_t entries;
+	uint8_t unused[6];
+	uint64_t page[511];
+};
+
+/* Request of SVSMD_PAGE_STATE_BITS and _RUNS. */
+struct page_state_request {
+	uint64_t first; /* frame number */
+	uint64_t pages;
+	uint64_t next; /* pages done */
+	uint64_t buffer;
+	uint64_t size; /* bytes of the buffer */
+	uint64_t filled; /* bytes of it that are written */
+};
+
+/* What _RUNS writes: validated pages that adjoin. */
+struct page_state_run {
+	uint64_t gpa;
+	uint64_t pages;
 };
 
 #define PVALIDATE_2M (1 << 0)
