@@ -276,6 +276,8 @@ class FakeVmpl0:
         self.calls: dict[int, FakeGateCall] = {}
         self.vmsas: dict[tuple[int, int], int] = {}
         """What SNP_AP_CREATION named, by APIC id and VMPL."""
+        self.pending: dict[int, NestedFault] = {}
+        """Faults that the host has not solved yet, by vCPU."""
         self.ghcbs: dict[int, int] = {}
         """The GHCB page of the SVSM on each vCPU."""
         self.features_named: list[int] = []
@@ -361,6 +363,24 @@ class FakeVmpl0:
 
     def run(self, vcpu: int) -> str:
         """Run VMPL0 until "guest" (RUN_VMPL), "halt", "fault" or "end"."""
+        for _ in range(100_000):
+            end = self.step(vcpu)
+            if end == "fault" and self.solve_fault(vcpu):
+                continue
+            if end is not None:
+                return end
+        raise AssertionError("VMPL0 does not let go")
+
+    def solve_fault(self, vcpu: int) -> bool:
+        """PSMASH for the last fault of a vCPU, if that helps and the host is willing."""
+        fault = self.pending.pop(vcpu, None)
+        if fault is None or not fault.error_code & NpfError.SIZEM or not self.solve_faults:
+            return False
+        self.rmp.psmash(Spa(fault.gpa & -HUGE_PAGE_SIZE))
+        return True
+
+    def step(self, vcpu: int) -> str | None:
+        """Run VMPL0 up to the next yield of its handler; as `run`, or None if it goes on."""
         call = self.calls.get(vcpu)
         if call is None:
             call = FakeGateCall(self.ports[vcpu], vcpu)
@@ -370,36 +390,33 @@ class FakeVmpl0:
                 started = self.vmsa(self.vmsas[vcpu, 0])
                 self.ports[vcpu].cr3, self.ports[vcpu].cr4 = started.rax, started.rcx
             self.calls[vcpu] = call
-        for _ in range(100_000):
-            before = (call.rax, call.rbx)
-            try:
-                self.core.gate_entry(call)
-            except NestedFault as fault:
-                assert (call.rax, call.rbx) == before, "the gate instruction is restarted"
-                self.faults.append(fault)
-                self._check()
-                if fault.error_code & NpfError.SIZEM and self.solve_faults:
-                    self.rmp.psmash(Spa(fault.gpa & -HUGE_PAGE_SIZE))
-                    continue
-                return "fault"
+        before = (call.rax, call.rbx)
+        try:
+            self.core.gate_entry(call)
+        except NestedFault as fault:
+            assert (call.rax, call.rbx) == before, "the gate instruction is restarted"
+            self.faults.append(fault)
+            self.pending[vcpu] = fault
             self._check()
-            action = GateAction(call.rbx)
-            request = call.rdx << 32 | call.rax
-            call.rbx = GateReason.LOOP
-            if action is GateAction.HLT:
-                return "halt"
-            if action is GateAction.START:
-                call.port.write_cr3(request)
-                call.port.cr4 = call.rcx
-            if action is GateAction.VMGEXIT:
-                call.rbx = GateReason.VMGEXIT
-                chosen = self.answer(request)
-                call.rax = self._honest(vcpu, request) if chosen is None else chosen
-                if self.terminated is not None:
-                    return "end"
-                if isinstance(ghcb_msr.parse_request(request), ghcb_msr.RunVmpl):
-                    return "guest"
-        raise AssertionError("VMPL0 does not let go")
+            return "fault"
+        self._check()
+        action = GateAction(call.rbx)
+        request = call.rdx << 32 | call.rax
+        call.rbx = GateReason.LOOP
+        if action is GateAction.HLT:
+            return "halt"
+        if action is GateAction.START:
+            call.port.write_cr3(request)
+            call.port.cr4 = call.rcx
+        if action is GateAction.VMGEXIT:
+            call.rbx = GateReason.VMGEXIT
+            chosen = self.answer(request)
+            call.rax = self._honest(vcpu, request) if chosen is None else chosen
+            if self.terminated is not None:
+                return "end"
+            if isinstance(ghcb_msr.parse_request(request), ghcb_msr.RunVmpl):
+                return "guest"
+        return None
 
     def drive(self, vcpu: int, handler: Handler[T]) -> T:
         """Run a piece of a handler that the test has made, without the core, to its end."""
