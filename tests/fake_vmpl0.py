@@ -259,6 +259,7 @@ class FakeVmpl0:
     info: LaunchInfo = INFO
     features: HvFeature = HvFeature.SNP | HvFeature.SNP_AP_CREATION | HvFeature.SNP_MULTI_VMPL
     sev_features: SevFeatures = SevFeatures.SNP_ACTIVE
+    poison: bool = False
     solve_faults: bool = True
     """Whether the host answers a size mismatch with PSMASH."""
     answer: Callable[[int], int | None] = lambda request: None
@@ -271,7 +272,7 @@ class FakeVmpl0:
 
     def __post_init__(self) -> None:
         self.rmp = Rmp([range(RAM_SIZE)])
-        self.core = Core(CoreConfig(CPU_START, IMAGE))
+        self.core = Core(CoreConfig(CPU_START, IMAGE, poison=self.poison))
         self.ports = [FakePort(self) for _ in range(self.info.cpu_count)]
         self.calls: dict[int, FakeGateCall] = {}
         self.vmsas: dict[tuple[int, int], int] = {}

@@ -62,8 +62,12 @@ class RequestLoop:
 
     def run(self, cpu: PerCpu) -> Handler[Never]:
         """The life of a vCPU after boot."""
+        idle = False
         while True:
             world = cpu.world
+            if world is None and not idle:
+                self._log.write(f"vCPU {cpu.apic_id} has no VMSA and no calling area, and waits")
+            idle = world is None
             if world is None:
                 yield Wait()
             elif self._is_busy(cpu, world):

@@ -159,9 +159,9 @@ class Masks:
 
 
 class CallsMachine(RuleBasedStateMachine):
-    @initialize(split=st.booleans())
-    def start(self, split: bool) -> None:
-        self.machine = FakeVmpl0()
+    @initialize(split=st.booleans(), poison=st.booleans())
+    def start(self, split: bool, poison: bool) -> None:
+        self.machine = FakeVmpl0(poison=poison)
         self.machine.boot()
         assert self.machine.core.machine is not None
         self.memory = self.machine.core.machine.memory

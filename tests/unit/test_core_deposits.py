@@ -288,6 +288,25 @@ def test_two_vcpus_deposit_one_page(machine: FakeVmpl0) -> None:
     assert available(machine, AP_CAA) == 0
 
 
+def test_withdraw_while_another_vcpu_deposits(machine: FakeVmpl0) -> None:
+    """Nothing is lost, and nothing comes back that the other call is not done with."""
+    machine.write_vmsa(VMSA)
+    assert machine.call(CREATE_VCPU, VMSA, AP_CAA, 1).rax == OK
+    machine.write_list(LIST, [FREE | HUGE])
+    first = machine.begin_call(DEPOSIT_MEM, LIST, gpa=machine.vmsas[0, GUEST_VMPL], caa=GUEST_CAA)
+    while not allocator(machine).statistics().deposited:
+        assert machine.step(0) is None
+    second = machine.call(WITHDRAW_MEM, AP_CAA + 8, vcpu=1, caa=AP_CAA, vmsa=VMSA)
+    assert (second.rax, machine.get(AP_CAA + 8, 2)) == (OK, bytes(2))
+    assert machine.run(0) == "guest"
+    assert first.rax == OK
+    assert allocator(machine).statistics().deposited == 512
+    back: list[int] = []
+    while available(machine):
+        back += withdraw(machine)
+    assert len(back) == 512
+
+
 def test_new_calling_area_says_the_same(machine: FakeVmpl0) -> None:
     assert deposit(machine, FREE) == OK
     assert machine.call(REMAP_CA, NEW_CAA).rax == OK

@@ -157,6 +157,10 @@ class Deposits:
         gpa = self._pages.withdraw(cpu)
         if gpa is None:
             return None
+        if self._memory.is_locked(cpu, gpa):
+            # Another vCPU is still depositing the rest of its 2 MiB.
+            self._pages.deposit(cpu, gpa)
+            return None
         with self._memory.locked(cpu, gpa):
             code = yield from grant(cpu, gpa, PageSize.SIZE_4K, self._guest_vmpl)
             if code != RmpReturn.SUCCESS:
