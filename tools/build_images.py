@@ -66,6 +66,8 @@ class Image:
     code_model: str
     first: tuple[str, ...] = ()
     """Sources that are linked first, in this order; the rest follows by name."""
+    flags: tuple[str, ...] = ()
+    """Of the compiler, beside FREESTANDING."""
 
     @property
     def output(self) -> Path:
@@ -102,7 +104,19 @@ IMAGES: Final = (
             "selftest_smp.c",
         ),
     ),
-    Image("svsm", "svsmd/core/native", "svsm.lds", "kernel", first=("start.S",)),
+    Image(
+        "svsm",
+        "svsmd/core/native",
+        "svsm.lds",
+        "kernel",
+        first=("start.S",),
+        # The SVSM unwinds its own stacks (svsmd/core/backtrace).
+        flags=(
+            "-fno-omit-frame-pointer",
+            "-mno-omit-leaf-frame-pointer",
+            "-fno-optimize-sibling-calls",
+        ),
+    ),
 )
 LIBRARIES: Final = {
     "accel": ROOT / "svsmd" / "snp" / "native" / "accel.c",
@@ -150,6 +164,7 @@ def build_image(image: Image, compiler: Sequence[str], output: Path | None = Non
     script = f"{image.directory}/{image.linker_script}"
     common = (
         *FREESTANDING,
+        *image.flags,
         f"-mcmodel={image.code_model}",
         f"-ffile-prefix-map={ROOT}=.",
         f"-I{image.directory}",

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: MIT
+"""Backtraces: the unwinder on stacks made by hand, symbols, and the frames of handlers."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Generator
+
+import pytest
+
+from svsmd.core.backtrace import handler_frames
+from svsmd.core.backtrace.exception_frame import (
+    FRAME_SIZE,
+    SYSTEM_CALL_VECTOR,
+    ExceptionFrame,
+    vector_name,
+)
+from svsmd.core.backtrace.frames import MAX_FRAMES, Backtrace, Frame, FrameKind, Location
+from svsmd.core.backtrace.symbols import MAX_NAME, Symbols
+from svsmd.core.backtrace.unwinder import FRAME_TAG, unwind
+from svsmd.core.port import IMAGE_MAP
+from svsmd.images import image_path
+
+TEXT = IMAGE_MAP + 0x1000
+STACK = 0xFFFF_FF00_0001_0000
+USER_TEXT = 0x40_0000
+USER_STACK = 0x7FFF_0000
+
+FUNCTIONS = {"outer": TEXT, "middle": TEXT + 0x100, "inner": TEXT + 0x200}
+MODULE = {"start": USER_TEXT, "work": USER_TEXT + 0x100}
+
+
+def kernel(address: int) -> Location | None:
+    """Functions of 256 bytes."""
+    for name, start in FUNCTIONS.items():
+        if start <= address < start + 0x100:
+            return Location(name, address - start, "kernel.c", 1 + address - start)
+    return None
+
+
+def module(address: int) -> Location | None:
+    for name, start in MODULE.items():
+        if start <= address < start + 0x100:
+            return Location(name, address - start)
+    return None
+
+
+class Memory:
+    """Words at addresses; all other addresses fault."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[int, int] = {}
+        self.reads: list[int] = []
+
+    def put(self, address: int, *words: int) -> None:
+        data = struct.pack(f"<{len(words)}Q", *words)
+        self.bytes |= {address + i: byte for i, byte in enumerate(data)}
+
+    def read(self, address: int, nbytes: int) -> bytes | None:
+        self.reads.append(address)
+        try:
+            return bytes(self.bytes[address + i] for i in range(nbytes))
+        except KeyError:
+            return None
+
+    def put_frame(self, address: int, **registers: int) -> int:
+        """Saved registers; returns what RBP is after that."""
+        values = dict.fromkeys(ExceptionFrame._fields, 0) | registers
+        self.put(address, *values.values())
+        return address + FRAME_TAG
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+def names(trace: Backtrace) -> list[str]:
+    return [frame.symbol or hex(frame.address) for frame in trace.frames]
+
+
+def test_calls(memory: Memory) -> None:
+    memory.put(STACK, STACK + 0x40, TEXT + 0x123)
+    memory.put(STACK + 0x40, 0, TEXT + 0x45)
+    trace = unwind(memory.read, TEXT + 0x234, STACK, STACK - 8, kernel=kernel)
+    assert names(trace) == ["inner", "middle", "outer"]
+    assert [frame.offset for frame in trace.frames] == [0x34, 0x23, 0x45]
+    # Of who has called, the line is that of the call, not that of what follows it.
+    assert [frame.line for frame in trace.frames] == [0x35, 0x23, 0x45]
+    assert trace.end == ""
+    assert str(trace).splitlines()[0] == f"#0 [native] {TEXT + 0x234:#x} inner+0x34 at kernel.c:53"
+
+
+def test_call_at_the_end_of_a_function(memory: Memory) -> None:
+    memory.put(STACK, 0, TEXT + 0x100)
+    trace = unwind(memory.read, TEXT + 0x234, STACK, 0, kernel=kernel)
+    assert names(trace) == ["inner", "outer"]
+    assert trace.frames[1].offset == 0x100
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_function_that_has_not_pushed_rbp_yet(memory: Memory, done: int) -> None:
+    memory.bytes[TEXT + 0x200] = 0x55
+    memory.put(STACK - 8, STACK + 0x40, TEXT + 0x123)
+    memory.put(STACK + 0x40, 0, TEXT + 0x45)
+    trace = unwind(memory.read, TEXT + 0x200 + done, STACK + 0x40, STACK - 8 * done, kernel=kernel)
+    assert names(trace) == ["inner", "middle", "outer"]
+
+
+def test_call_through_a_wild_pointer(memory: Memory) -> None:
+    memory.put(STACK, TEXT + 0x123)
+    memory.put(STACK + 0x40, 0, TEXT + 0x45)
+    trace = unwind(memory.read, 0x1234, STACK + 0x40, STACK, kernel=kernel)
+    assert names(trace) == ["0x1234", "middle", "outer"]
+
+
+def test_exception(memory: Memory) -> None:
+    rbp = memory.put_frame(
+        STACK, vector=14, error_code=2, rip=TEXT + 0x234, cs=8, rbp=STACK + 0x400, rsp=STACK + 0x3F0
+    )
+    memory.put(STACK + 0x400, 0, TEXT + 0x45)
+    trace = unwind(memory.read, TEXT + 0x150, rbp, STACK, kernel=kernel)
+    assert names(trace) == ["middle", "#PF, error 0x2", "inner", "outer"]
+    assert trace.frames[1].kind is FrameKind.EXCEPTION
+
+
+def test_exception_on_another_stack(memory: Memory) -> None:
+    """IST: the interrupted stack may lie below."""
+    rbp = memory.put_frame(STACK, vector=8, rip=TEXT + 0x234, cs=8, rbp=STACK - 0x400)
+    memory.put(STACK - 0x400, 0, TEXT + 0x45)
+    trace = unwind(memory.read, TEXT + 0x150, rbp, STACK, kernel=kernel)
+    assert names(trace) == ["middle", "#DF, error 0x0", "inner", "outer"]
+
+
+def test_system_call(memory: Memory) -> None:
+    rbp = memory.put_frame(
+        STACK, vector=SYSTEM_CALL_VECTOR, rip=USER_TEXT + 0x120, cs=0x33, rbp=USER_STACK,
+        rsp=USER_STACK - 0x10,
+    )  # fmt: skip
+    memory.put(USER_STACK, 0, USER_TEXT + 0x10)
+    memory.put(STACK - 0x40, rbp, TEXT + 0x145)
+    trace = unwind(memory.read, TEXT + 0x234, STACK - 0x40, 0, kernel=kernel, module=module)
+    assert names(trace) == ["inner", "middle", "SYSCALL", "work", "start"]
+    assert [f.kind for f in trace.frames[2:]] == [
+        FrameKind.SYSTEM_CALL, FrameKind.MODULE, FrameKind.MODULE,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rbp", [STACK, STACK + FRAME_TAG, (1 << 64) - 8, (1 << 63) + 8])
+def test_module_cannot_have_the_kernels_memory_printed(memory: Memory, rbp: int) -> None:
+    tag = memory.put_frame(STACK + 0x800, vector=14, rip=USER_TEXT + 0x50, cs=0x33, rbp=rbp)
+    memory.put_frame(STACK, rip=USER_TEXT + 0x110, cs=0x33)
+    memory.put(STACK, 0x5EC2E7, USER_TEXT + 0x110)
+    trace = unwind(memory.read, TEXT + 0x250, tag, 0, kernel=kernel, module=module)
+    assert names(trace) == ["inner", "#PF, error 0x0", "start"]
+    assert trace.end
+    assert set(memory.reads) == {STACK + 0x800}
+
+
+def test_return_addresses_that_are_none_are_not_printed(memory: Memory) -> None:
+    memory.put(STACK, STACK + 0x40, 0x0123_4567_89AB_CDEF)
+    trace = unwind(memory.read, TEXT + 0x234, STACK, 0, kernel=kernel)
+    assert names(trace) == ["inner"]
+    assert "return address" in trace.end
+    assert "89abcdef" not in str(trace)
+
+
+@pytest.mark.parametrize("rbp", [STACK, STACK - 0x40, STACK + 0x10])
+def test_chain_that_does_not_go_up(memory: Memory, rbp: int) -> None:
+    for address in (STACK, STACK - 0x40):
+        memory.put(address, rbp, TEXT + 0x123)
+    trace = unwind(memory.read, TEXT + 0x234, STACK, 0, kernel=kernel)
+    assert names(trace)[:2] == ["inner", "middle"]
+    assert len(trace.frames) == 2
+    assert trace.end
+
+
+def test_exceptions_in_a_ring(memory: Memory) -> None:
+    one, two = STACK + FRAME_TAG, STACK + 0x400 + FRAME_TAG
+    memory.put_frame(STACK, rip=TEXT + 0x50, cs=8, rbp=two)
+    memory.put_frame(STACK + 0x400, rip=TEXT + 0x150, cs=8, rbp=one)
+    trace = unwind(memory.read, TEXT + 0x234, one, 0, kernel=kernel)
+    assert len(trace.frames) == 5
+    assert "lead to themselves" in trace.end
+
+
+def test_chain_without_an_end(memory: Memory) -> None:
+    for at in range(STACK, STACK + 1000 * 16, 16):
+        memory.put(at, at + 16, TEXT + 0x123)
+    trace = unwind(memory.read, TEXT + 0x234, STACK, 0, kernel=kernel)
+    assert len(trace.frames) == MAX_FRAMES
+    assert "more than" in trace.end
+
+
+def test_what_reading_raises_ends_the_chain() -> None:
+    def read(address: int, nbytes: int) -> bytes | None:
+        raise ZeroDivisionError
+
+    trace = unwind(read, TEXT + 0x234, STACK, 0, kernel=kernel)
+    assert (len(trace.frames), trace.end) == (1, f"RBP {STACK:#x} cannot be read")
+
+    def lookup(address: int) -> Location | None:
+        raise KeyError
+
+    trace = unwind(Memory().read, TEXT, STACK, 0, kernel=lookup)
+    assert trace == Backtrace((), "the unwinder failed: KeyError")
+
+
+def test_without_symbols_there_are_addresses(memory: Memory) -> None:
+    memory.put(STACK, 0, TEXT + 0x123)
+    trace = unwind(memory.read, TEXT + 0x234, STACK, 0)
+    assert names(trace) == [hex(TEXT + 0x234), hex(TEXT + 0x123)]
+    memory.put(STACK, 0, STACK)
+    assert len(unwind(memory.read, TEXT + 0x234, STACK, 0).frames) == 1
+
+
+def test_vectors_have_the_manuals_names() -> None:
+    assert [vector_name(v) for v in (0, 2, 9, 14, 29, 32, 255, 256, 1 << 40)] == [
+        "#DE", "NMI", "vector 0x9", "#PF", "#VC", "interrupt 0x20", "interrupt 0xff", "SYSCALL",
+        "vector 0x10000000000",
+    ]  # fmt: skip
+    assert FRAME_SIZE == 22 * 8
+
+
+def test_backtraces_are_values() -> None:
+    inner = Backtrace((Frame(FrameKind.HANDLER, "f", file="a.py", line=1),))
+    outer = Backtrace((Frame(FrameKind.NATIVE, "g", 0x10, 2, "b.c", 3),), "no more")
+    both = inner.before(outer)
+    assert both == Backtrace((*inner.frames, *outer.frames), "no more")
+    assert both.lines() == [
+        "#0 [handler] f at a.py:1", "#1 [native] 0x10 g+0x2 at b.c:3", "(no more)",
+    ]  # fmt: skip
+    assert outer.before(inner).end == "no more"
+    assert hash(both) == hash(inner.before(outer))
+    assert str(Frame(FrameKind.NATIVE)) == "[native] 0x0"
+
+
+class TestSymbols:
+    def test_native_image(self) -> None:
+        symbols = Symbols(image_path("svsm").read_bytes())
+        start = symbols.lookup(IMAGE_MAP)
+        assert start is not None
+        assert (start.symbol, start.offset) == ("svsm_start32", 0)
+        assert start.file == "svsmd/core/native/start.S"
+        assert start.line > 0
+        found = [symbols.lookup(at) for at in range(IMAGE_MAP, IMAGE_MAP + 0x800)]
+        lines = {(loc.file, loc.line) for loc in found if loc and loc.symbol == "svsm_cpu_init"}
+        assert {file for file, _ in lines} == {"svsmd/core/native/cpu.c"}
+        assert len(lines) > 5
+        # A label inside of a function does not hide it.
+        assert not any(loc and loc.symbol == "svsm_gate_action" for loc in found)
+
+    def test_what_is_no_code(self) -> None:
+        symbols = Symbols(image_path("svsm").read_bytes())
+        for address in (0, -1, IMAGE_MAP - 1, IMAGE_MAP + 0x10_0000, 1 << 64, 1 << 200):
+            assert symbols.lookup(address) is None
+
+    def test_bias(self) -> None:
+        symbols = Symbols(image_path("svsm").read_bytes(), bias=0x123_4000)
+        found = symbols.lookup(IMAGE_MAP + 0x123_4000)
+        assert found is not None
+        assert found.symbol == "svsm_start32"
+        assert symbols.lookup(IMAGE_MAP) is None
+
+    def test_nothing_is_read_before_it_is_needed(self) -> None:
+        class Explosive(bytes):
+            def __buffer__(self, flags: int) -> memoryview:
+                raise AssertionError
+
+        Symbols(Explosive(b"\x7fELF"))
+
+    @pytest.mark.parametrize("elf", [b"", b"\x7fELF", b"x" * 1000, bytes(4096)])
+    def test_files_that_are_none(self, elf: bytes) -> None:
+        assert Symbols(elf).lookup(IMAGE_MAP) is None
+
+    def test_names_are_cleaned(self) -> None:
+        elf = image_path("svsm").read_bytes()
+        hostile = elf.replace(b"svsm_start32\0", b"\x1b]0;pwned!\x07\xff\0")
+        assert len(hostile) == len(elf)
+        assert hostile != elf
+        found = Symbols(hostile).lookup(IMAGE_MAP)
+        assert found is not None
+        assert found.symbol.isascii()
+        assert found.symbol.isprintable()
+        assert len(found.symbol) <= MAX_NAME
+
+
+# Handlers ------------------------------------------------------------------------------------
+
+
+def leaf() -> Generator[int, None, Backtrace]:
+    yield 1
+    return handler_frames.of_caller()
+
+
+def branch() -> Generator[int, None, Backtrace]:
+    return (yield from leaf())
+
+
+def test_suspended_handler() -> None:
+    handler = branch()
+    assert handler_frames.of_generator(handler).frames[0].symbol == "branch"
+    next(handler)
+    trace = handler_frames.of_generator(handler)
+    assert names(trace) == ["leaf", "branch"]
+    assert trace.frames[0].file == "test_backtrace.py"
+    assert trace.frames[0].line == leaf.__code__.co_firstlineno + 1
+    assert all(frame.kind is FrameKind.HANDLER for frame in trace.frames)
+    handler.close()
+    assert handler_frames.of_generator(handler) == Backtrace()
+    assert handler_frames.of_generator(None) == Backtrace()
+
+
+def test_running_handler() -> None:
+    handler = branch()
+    next(handler)
+    with pytest.raises(StopIteration) as stop:
+        next(handler)
+    assert names(stop.value.value) == ["leaf", "branch"]
+
+
+def test_raised_handler() -> None:
+    def fails() -> Generator[int, None, None]:
+        yield 1
+        raise KeyError("secret")
+
+    def outer() -> Generator[int, None, None]:
+        yield from fails()
+
+    handler = outer()
+    next(handler)
+    with pytest.raises(KeyError) as caught:
+        next(handler)
+    trace = handler_frames.of_traceback(caught.value.__traceback__)
+    assert names(trace)[:2] == ["fails", "outer"]
+    assert "secret" not in str(trace)
+
+
+def test_endless_recursion_is_bounded() -> None:
+    def fall() -> None:
+        fall()
+
+    with pytest.raises(RecursionError) as caught:
+        fall()
+    trace = handler_frames.of_traceback(caught.value.__traceback__)
+    assert len(trace.frames) == MAX_FRAMES
+    assert trace.end
+    assert sys.getrecursionlimit() > MAX_FRAMES
+
+
+def test_files_of_the_core_are_named_from_its_directory() -> None:
+    try:
+        Symbols(b"").lookup("not a number")  # type: ignore[arg-type]
+    except TypeError as error:
+        frames = handler_frames.of_traceback(error.__traceback__).frames
+        assert frames[0].file == "core/backtrace/symbols.py"
