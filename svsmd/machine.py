@@ -59,6 +59,7 @@ from svsmd.payload import Payload, read_payload
 from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.entropy import EntropySource
+from svsmd.snp.exits import DebugReason
 from svsmd.snp.launch_digest import PageType
 from svsmd.snp.silicon import GateCall, Silicon
 from svsmd.snp.types import C_BIT_POSITION, PAGE_SIZE, Gpa, Vmpl
@@ -236,11 +237,15 @@ class Machine:
         )
 
     def _connect_core(self, image: SvsmImage) -> None:
-        """The one way from the silicon into the core: the two gate instructions."""
+        """The one way from the silicon into the core: the two gate instructions.
+
+        And the one at which the SVSM stops for a debugger when it panics.
+        """
         core = self.core = Core(
             CoreConfig(
                 image.cpu_start,
                 ImageLayout(image.text_end, image.rodata_end, image.end),
+                elf=image.elf,
                 on_log=self._svsm_line,
             )
         )
@@ -253,6 +258,7 @@ class Machine:
 
         self.silicon.register_gate(image.core_gate, gate)
         self.silicon.register_gate(image.exception_gate, exception_gate)
+        self.silicon.register_stop(image.panic_gate, DebugReason.PANIC)
 
     def _svsm_line(self, line: str) -> None:
         log.debug("svsm: %s", line)

@@ -40,7 +40,13 @@ _STOP_REASONS: Final = {
     DebugReason.READ_WATCHPOINT: target.StopReason.RWATCH,
     DebugReason.ACCESS_WATCHPOINT: target.StopReason.AWATCH,
     DebugReason.STEP: target.StopReason.SIGNAL,
+    DebugReason.PANIC: target.StopReason.SIGNAL,
 }
+
+
+def stop_signal(kind: DebugReason) -> target.Signal:
+    """What gdb is told that the vCPU has received: SIGABRT for a panic, which no breakpoint is."""
+    return target.Signal.SIGABRT if kind is DebugReason.PANIC else target.Signal.SIGTRAP
 
 
 class Clock(Enum):
@@ -269,10 +275,12 @@ class Runner:
             case Idle(deadline):
                 await self._idle(deadline)
             case DebugEvent(vcpu, kind, address):
-                # Without a debugger it is a breakpoint that has just been removed.
+                # Without a debugger it is a breakpoint that has just been removed, or the panic of
+                # an SVSM that nobody looks at.
                 if self._on_stop is not None:
+                    signal = stop_signal(kind)
                     reason = _STOP_REASONS[kind]
-                    self._report(target.Stopped(vcpu + 1, reason=reason, address=address))
+                    self._report(target.Stopped(vcpu + 1, signal, reason, address))
             case Ended():
                 self._ended = self._ended or end
 

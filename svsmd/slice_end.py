@@ -40,12 +40,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class DebugEvent:
-    """A breakpoint or a watchpoint stopped a vCPU, and with it the machine.
+    """A breakpoint, a watchpoint or a panic of the SVSM stopped a vCPU, and with it the machine.
 
     Attributes:
         vcpu: its number, from 0 on.
         kind: what stopped it.
-        address: of the breakpoint, or of the watched data (GVA).
+        address: of the breakpoint or of the watched data, or where the SVSM panicked (GVA).
     """
 
     vcpu: int

@@ -16,8 +16,8 @@ from svsmd.errors import UserError
 from svsmd.snp.types import PAGE_SIZE
 
 _SYMBOLS: Final = (
-    "svsm_start32", "svsm_core_gate", "svsm_exception_gate", "svsm_cpu_start", "svsm_text_end",
-    "svsm_rodata_end", "svsm_end",
+    "svsm_start32", "svsm_core_gate", "svsm_exception_gate", "svsm_panic_gate", "svsm_cpu_start",
+    "svsm_text_end", "svsm_rodata_end", "svsm_end",
 )  # fmt: skip
 
 
@@ -26,14 +26,17 @@ class SvsmImage:
     """The image as it lies in memory from the start of the SVSM region on.
 
     Attributes:
+        elf: the file, with symbols and DWARF.
         data: whole pages, the zeroed part included.
         start32: linear address of the first instruction; the others likewise.
     """
 
+    elf: bytes
     data: bytes
     start32: int
     core_gate: int
     exception_gate: int
+    panic_gate: int
     cpu_start: int
     text_end: int
     rodata_end: int
@@ -67,4 +70,4 @@ def load_svsm_image(elf: bytes) -> SvsmImage:
         raise UserError(
             f"the SVSM image is damaged: {error}", hint="run `make env` again"
         ) from None
-    return SvsmImage(bytes(data), *addresses)
+    return SvsmImage(elf, bytes(data), *addresses)

@@ -83,6 +83,7 @@ KERNEL_PAGES = 0x240
 """More than 2 MiB, so that one region is measured as a whole and one in part."""
 GUEST_VMPL = Vmpl.VMPL2
 
+CORE_GATE = IMAGE_MAP + 0x1000
 CPU_START = IMAGE_MAP + 0x2345
 IMAGE = ImageLayout(IMAGE_MAP + 0x3000, IMAGE_MAP + 0x4000, IMAGE_MAP + 0x8000)
 BOOT_TABLES = SVSM_BASE + 0x5000
@@ -132,6 +133,10 @@ class FakeGateCall:
     rbx: int = 0
     rcx: int = 0
     rdx: int = 0
+    rdi: int = 0
+    rbp: int = 0
+    rsp: int = 0
+    rip: int = CORE_GATE
 
 
 class _TableMemory:
@@ -409,7 +414,7 @@ class FakeVmpl0:
         if action is GateAction.START:
             call.port.write_cr3(request)
             call.port.cr4 = call.rcx
-        if action is GateAction.VMGEXIT:
+        if action in (GateAction.VMGEXIT, GateAction.PANIC):
             call.rbx = GateReason.VMGEXIT
             chosen = self.answer(request)
             call.rax = self._honest(vcpu, request) if chosen is None else chosen

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Final, Never
 
 from svsmd.core.access import store_own
+from svsmd.core.backtrace.exception_frame import vector_name
+from svsmd.core.backtrace.symbols import Symbols
 from svsmd.core.boot import (
     TOO_SMALL,
     Machine,
@@ -28,26 +30,32 @@ from svsmd.core.hypervisor import SvsmReason, set_up_ghcb, terminate_request
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory
 from svsmd.core.paging.kernel_maps import ImageLayout
+from svsmd.core.panic import Cause, guarded, report
 from svsmd.core.percpu import PerCpu
 from svsmd.core.port import GateCall
 from svsmd.core.protocols.core import CoreProtocol
 from svsmd.core.protocols.page_state import PageStateProtocol
 from svsmd.core.request_loop import RequestLoop
 from svsmd.core.restart import PayloadChanged, Restarter
-from svsmd.snp.secrets_page import VMPCK_COUNT, VMPCK_SIZE, SecretsPage
+from svsmd.snp.types import PAGE_SIZE
+
+MAX_LATER_EXCEPTIONS: Final = 4
+"""Exceptions during a panic that the log mentions, so that the report stays in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
     """What the core has to know of the native image, and who listens to its log.
 
-    `cpu_start` is the GVA of the image's symbol svsm_cpu_start, `image` where its parts end.
-    Everything about the machine comes from the measured launch-info page instead. With `poison`
-    freed memory of the SVSM is filled, and looked at when it is used again.
+    `cpu_start` is the GVA of the image's symbol svsm_cpu_start, `image` where its parts end, `elf`
+    its file, for the symbols of a backtrace (empty: there are none). Everything about the machine
+    comes from the measured launch-info page instead. With `poison` freed memory of the SVSM is
+    filled, and looked at when it is used again.
     """
 
     cpu_start: int
     image: ImageLayout
+    elf: bytes = b""
     on_log: Callable[[str], None] | None = None
     poison: bool = False
 
@@ -58,13 +66,15 @@ class Core:
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         self.log: Final = CoreLog(config.on_log)
-        self._gate = Gate(self._start, self._panic)
+        self._gate = Gate(self._start, lambda: terminate_request(self._reason), self._panic)
+        self._symbols = Symbols(config.elf) if config.elf else None
         self._cpus: dict[int, PerCpu] = {}
         self._protocols: dict[int, CallProtocol] = {}
         self._machine: Machine | None = None
         self._loop: RequestLoop | None = None
         self._secrets: int | None = None
         self._reason = SvsmReason.PANIC
+        self._later_exceptions = 0
 
     @property
     def cpus(self) -> Mapping[int, PerCpu]:
@@ -98,13 +108,18 @@ class Core:
         self._gate.entry(call)
 
     def exception_entry(self, call: GateCall) -> None:
-        """The native part took an exception (svsm_exception_gate): RBX is its vector.
+        """The native part took an exception (svsm_exception_gate): RBX is its vector, RAX is CR2,
+        RDI where the registers are saved.
 
-        None is expected, so it is a panic; the registers then ask the stub for a VMGEXIT as those
-        of `gate_entry` do.
+        None is expected, so it is a panic; the registers then ask the stub for what those of
+        `gate_entry` do.
         """
-        self._reason = SvsmReason.EXCEPTION
-        self._gate.panic(call, [f"panic: exception {call.rbx} at VMPL0 on vCPU {call.vcpu}"])
+        if not self._gate.panicked:
+            self._reason = SvsmReason.EXCEPTION
+        elif self._later_exceptions < MAX_LATER_EXCEPTIONS:
+            self._later_exceptions += 1
+            self.log.write(f"then exception {call.rbx} ({vector_name(call.rbx)}), ignored")
+        self._gate.panic(call, None)
 
     def _start(self, call: GateCall) -> Handler[Never]:
         if call.rbx == GateReason.BOOT and not self._cpus:
@@ -163,14 +178,21 @@ class Core:
         yield from self._loop.run(cpu)
         raise AssertionError("the request loop has no end")
 
-    def _panic(self, call: GateCall, report: list[str]) -> int:
-        for line in report:
+    def _panic(self, call: GateCall, error: Exception | None) -> None:
+        """Secrets first: nothing that goes wrong later leaves them there."""
+        wiped = guarded(lambda: self._wipe_secrets(call))
+        lookup = self._symbols.lookup if self._symbols is not None else None
+        cause = Cause.of(call, error)
+        lines = guarded(lambda: report(call, cause, self._gate, self._cpus, lookup))
+        for line in (*lines, *wiped):
             self.log.write(line)
-        if self._secrets is not None:
-            keys = self._secrets + SecretsPage.vmpck0.offset
-            try:
-                store_own(PerCpu(call.vcpu, call.port), keys, bytes(VMPCK_COUNT * VMPCK_SIZE))
-                self.log.write("the keys to the security processor are wiped")
-            except SvsmPanic as error:
-                self.log.write(f"the keys cannot be wiped: {error}")
-        return terminate_request(self._reason)
+
+    def _wipe_secrets(self, call: GateCall) -> list[str]:
+        """The SVSM's secrets page, VMPCKs included. The guest's copy is the guest's."""
+        if self._secrets is None:
+            return ["the secrets page is not known, nothing is wiped"]
+        try:
+            store_own(PerCpu(call.vcpu, call.port), self._secrets, bytes(PAGE_SIZE))
+        except SvsmPanic as error:
+            return [f"the secrets page cannot be wiped: {error}"]
+        return ["the secrets page is wiped, and with it the keys to the security processor"]

@@ -19,23 +19,26 @@ effect             the stub                               the handler is resumed
                    with #VMEXIT(NPF) and is restarted
 =================  =====================================  =====================================
 
-An exception that escapes a handler is a panic of the SVSM: the core wipes its keys, and every vCPU
-that comes to the gate from then on asks the host to terminate.
+An exception that escapes a handler is a panic of the SVSM: the core wipes its secrets and writes a
+report, the stub goes to `svsm_panic`, where a debugger stops, and asks the host to terminate. So
+does every vCPU that comes to the gate from then on.
 
 Spec: none of AMD's; the register convention is `svsmd/core/native/layout.h`.
 """
 
 from __future__ import annotations
 
-import traceback
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Never, TypeAlias, TypeVar, assert_never
 
 from svsmd.core import costs
+from svsmd.core.backtrace import handler_frames
+from svsmd.core.backtrace.frames import Backtrace
 from svsmd.core.port import GateCall
-from svsmd.snp.faults import GuestFault, NestedFault
+from svsmd.snp.faults import NestedFault
 
 _LOW_32: Final = 0xFFFF_FFFF
 
@@ -62,6 +65,8 @@ class GateAction(IntEnum):
     HLT = 2
     START = 3
     """EDX:EAX is the new CR3, RCX the new CR4; the stub starts again in the area of its CPU."""
+    PANIC = 15
+    """EDX:EAX as for VMGEXIT; the stub does not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +121,22 @@ class SvsmPanic(Exception):
 class Gate:
     """Runs the handlers of all vCPUs.
 
-    `start` makes the handler of a vCPU out of its first call. `on_panic` gets the first panic, with
-    its message and where it happened, wipes what has to be wiped, and returns the GHCB MSR value
-    that asks the host to terminate.
+    `start` makes the handler of a vCPU out of its first call. `terminate_request` is the GHCB MSR
+    value that asks the host to terminate. `on_panic` gets the first panic: it wipes what has to be
+    wiped, writes the report, and raises nothing.
     """
 
     def __init__(
         self,
         start: Callable[[GateCall], Handler[Never]],
-        on_panic: Callable[[GateCall, list[str]], int],
+        terminate_request: Callable[[], int],
+        on_panic: Callable[[GateCall, Exception | None], None],
     ) -> None:
         self._start = start
+        self._make_terminate_request = terminate_request
         self._on_panic = on_panic
         self._handlers: dict[int, Handler[Never]] = {}
+        self._effects: dict[int, Effect] = {}
         self._terminate_request: int | None = None
 
     @property
@@ -149,8 +157,9 @@ class Gate:
         try:
             effect = self._resume(call)
         except Exception as error:
-            self.panic(call, describe_panic(error))
+            self.panic(call, error)
             return
+        self._effects[call.vcpu] = effect
         match effect:
             case Vmgexit(msr_value):
                 self._leave(call, GateAction.VMGEXIT, msr_value)
@@ -166,11 +175,40 @@ class Gate:
             case _:
                 assert_never(effect)
 
-    def panic(self, call: GateCall, report: list[str]) -> None:
-        """Stop the SVSM: from now on every vCPU asks the host to terminate."""
+    def panic(self, call: GateCall, error: Exception | None) -> None:
+        """Stop the SVSM: from now on every vCPU asks the host to terminate.
+
+        `error` is what a handler has let escape; None for an exception that native code took, and
+        that the registers tell of. Only the first panic counts, whatever happens while it is
+        reported.
+        """
+        action = GateAction.VMGEXIT
         if self._terminate_request is None:
-            self._terminate_request = self._on_panic(call, report)
-        self._leave(call, GateAction.VMGEXIT, self._terminate_request)
+            action = GateAction.PANIC
+            self._terminate_request = self._make_terminate_request()
+            self._on_panic(call, error)
+        self._leave(call, action, self._terminate_request)
+
+    def suspended_at(self, vcpu: int) -> Backtrace:
+        """Where the handler of a vCPU has yielded; empty if it has none, or it has raised."""
+        return handler_frames.of_generator(self._handlers.get(vcpu))
+
+    def state_of(self, vcpu: int) -> str:
+        """What a vCPU does, in a few words."""
+        handler = self._handlers.get(vcpu)
+        if handler is None:
+            return "not started"
+        if inspect.getgeneratorstate(handler) == inspect.GEN_CLOSED:
+            return "panicked"
+        match self._effects.get(vcpu):
+            case Vmgexit(msr_value):
+                return f"in VMGEXIT {msr_value:#x}"
+            case Wait():
+                return "halted"
+            case NestedPageFault(fault):
+                return f"stuck with a nested page fault at gpa {fault.gpa:#x}"
+            case _:
+                return "running"
 
     def _resume(self, call: GateCall) -> Effect:
         handler = self._handlers.get(call.vcpu)
@@ -184,19 +222,3 @@ class Gate:
         call.rbx = int(action)
         call.rax = value & _LOW_32
         call.rdx = value >> 32
-
-
-def describe_panic(error: Exception) -> list[str]:
-    """What the log says of a panic: the message, then the handler's frames, innermost last.
-
-    Frames carry function, file and line only, and Python's own messages are left out: they may
-    quote memory.
-    """
-    message = type(error).__name__
-    if isinstance(error, (SvsmPanic, GuestFault, NestedFault)):
-        message += f": {error}"
-    lines = [f"panic: {message}"]
-    for frame in traceback.extract_tb(error.__traceback__):
-        file = frame.filename.rpartition("/")[2]
-        lines.append(f"  [handler] {frame.name} at {file}:{frame.lineno}")
-    return lines

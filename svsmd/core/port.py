@@ -70,7 +70,11 @@ class Port(Protocol):
 
 
 class GateCall(Protocol):
-    """One execution of the gate instruction: who came, and the registers it came with."""
+    """One execution of the gate instruction: who came, and the registers it came with.
+
+    What is written to RAX to RDX is what the stub finds there. The others can only be read: RIP is
+    that of the gate instruction, linear.
+    """
 
     @property
     def port(self) -> Port:
@@ -86,3 +90,23 @@ class GateCall(Protocol):
     rbx: int
     rcx: int
     rdx: int
+
+    @property
+    def rdi(self) -> int:
+        """RDI."""
+        ...
+
+    @property
+    def rbp(self) -> int:
+        """RBP: the chain of the native frames."""
+        ...
+
+    @property
+    def rsp(self) -> int:
+        """RSP."""
+        ...
+
+    @property
+    def rip(self) -> int:
+        """GVA of the gate instruction."""
+        ...

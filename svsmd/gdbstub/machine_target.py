@@ -294,6 +294,8 @@ class MachineTarget:
         match end:
             case Ended(exit_code, _):
                 return Exited(exit_code)
+            case DebugEvent(vcpu, DebugReason.PANIC, _):
+                return Stopped(vcpu + 1, Signal.SIGABRT)
             case DebugEvent(vcpu, kind, address) if kind is not DebugReason.STEP:
                 return Stopped(vcpu + 1, Signal.SIGTRAP, _STOP_REASON[kind], address)
             case _:

@@ -82,11 +82,14 @@ class DebugReason(Enum):
     READ_WATCHPOINT = "rwatch"
     ACCESS_WATCHPOINT = "awatch"
     STEP = "step"
+    PANIC = "panic"
+    """The SVSM has given up, and written why to its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class DebugStop:
-    """Not a #VMEXIT: a breakpoint, a watchpoint or a single step of the attached debugger.
+    """Not a #VMEXIT: a breakpoint, a watchpoint or a single step of the attached debugger, or a
+    place that stops for one.
 
     Attributes:
         address: of the breakpoint, or of the watched data.

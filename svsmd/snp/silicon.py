@@ -13,7 +13,7 @@ from typing import Final
 
 from svsmd.snp.access import check_vmsa
 from svsmd.snp.clock import Clock
-from svsmd.snp.cpu_unicorn import RAX, RBX, RCX, RDX, UnicornCpu
+from svsmd.snp.cpu_unicorn import RAX, RBP, RBX, RCX, RDI, RDX, RSP, UnicornCpu
 from svsmd.snp.engine_callbacks import Stop
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.exits import (
@@ -71,6 +71,8 @@ class GateCall:
 
     Attributes:
         vcpu: TSC_AUX of the VMSA, where the core keeps the number of the vCPU.
+        rip: linear address of the gate instruction. What is written to RAX to RDX is what the code
+            sees; the other registers keep their values.
     """
 
     port: Vmpl0Port
@@ -79,6 +81,10 @@ class GateCall:
     rbx: int
     rcx: int
     rdx: int
+    rdi: int
+    rbp: int
+    rsp: int
+    rip: int
 
 
 @dataclass(slots=True)
@@ -383,7 +389,10 @@ class Silicon:
         def enter() -> None:
             regs = self.cpu.regs
             vcpu = self.cpu.word(self.cpu.layout.tsc_aux) & 0xFFFF_FFFF
-            call = GateCall(self._port, vcpu, regs[RAX], regs[RBX], regs[RCX], regs[RDX])
+            call = GateCall(
+                self._port, vcpu, regs[RAX], regs[RBX], regs[RCX], regs[RDX],
+                regs[RDI], regs[RBP], regs[RSP], gva,
+            )  # fmt: skip
             try:
                 callback(call)
             finally:
@@ -391,3 +400,14 @@ class Silicon:
             regs[RAX], regs[RBX], regs[RCX], regs[RDX] = call.rax, call.rbx, call.rcx, call.rdx
 
         self.processor.gates[gva] = enter
+
+    def register_stop(self, gva: int, reason: DebugReason) -> None:
+        """Names a UD2 at VMPL0 at which the CPU stops for a debugger, RIP behind it.
+
+        It does nothing else, so a machine without a debugger just goes on.
+        """
+
+        def stop() -> None:
+            self.processor.leave(DebugStop(reason, gva))
+
+        self.processor.gates[gva] = stop

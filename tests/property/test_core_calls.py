@@ -183,7 +183,7 @@ class CallsMachine(RuleBasedStateMachine):
     # The model -------------------------------------------------------------------------------
 
     def bit(self, page: int) -> bool:
-        return self.memory.validated.is_validated(self.machine.core.cpu(0), page << PAGE_SHIFT)
+        return self.memory.validated.is_validated(self.machine.core.cpus[0], page << PAGE_SHIFT)
 
     def owned(self, pages: range) -> bool:
         return pages.stop <= SVSM_BASE >> PAGE_SHIFT and not self.pages.has_deposited(
@@ -223,7 +223,7 @@ class CallsMachine(RuleBasedStateMachine):
         """Whether this vCPU is in the guest; a call that is under way is seen to its end first."""
         if vcpu in self.calls:
             self.finish(vcpu)
-        world = self.machine.core.cpu(vcpu).world
+        world = self.machine.core.cpus[vcpu].world
         if vcpu in self.calls or world is None:
             return False
         return bool(self.machine.vmsa(world.vmsa).efer & Efer.SVME)
@@ -232,7 +232,7 @@ class CallsMachine(RuleBasedStateMachine):
         """Make a call, if this vCPU is in the guest now."""
         if not self.idle(vcpu) or self.machine.core.panicked:
             return None
-        world = self.machine.core.cpu(vcpu).world
+        world = self.machine.core.cpus[vcpu].world
         assert world is not None
         for other in self.calls.values():
             other.alone = False
@@ -243,7 +243,7 @@ class CallsMachine(RuleBasedStateMachine):
         return call
 
     def list_of(self, vcpu: int) -> int:
-        world = self.machine.core.cpu(vcpu).world
+        world = self.machine.core.cpus[vcpu].world
         return 0 if world is None else world.caa + 8
 
     @rule(vcpu=VCPUS, entries=LISTS, now=st.booleans())
@@ -399,8 +399,8 @@ class CallsMachine(RuleBasedStateMachine):
 
     def waits(self, vcpu: int) -> bool:
         """Whether this vCPU only waits for another one's call."""
-        world = self.machine.core.cpu(vcpu).world
-        cpu = self.machine.core.cpu(vcpu)
+        world = self.machine.core.cpus[vcpu].world
+        cpu = self.machine.core.cpus[vcpu]
         return world is not None and (
             self.memory.is_locked(cpu, world.vmsa) or self.memory.is_locked(cpu, world.caa)
         )
@@ -416,7 +416,7 @@ class CallsMachine(RuleBasedStateMachine):
         registered = page in self.registered()
         if registered or self.pages.has_deposited(gpa, PAGE_SIZE) or self.is_large(page):
             return
-        if any(self.machine.core.cpu(v).world is None for v in self.calls):
+        if any(self.machine.core.cpus[v].world is None for v in self.calls):
             return
         for call in self.calls.values():
             call.alone = False
@@ -432,7 +432,7 @@ class CallsMachine(RuleBasedStateMachine):
         """Something at VMPL0 needs memory when its region has none left."""
         if self.lent or not self.pages.deposited or self.machine.core.panicked:
             return
-        cpu = self.machine.core.cpu(0)
+        cpu = self.machine.core.cpus[0]
         held: list[Gpa] = []
         try:
             while not held or held[-1] >= SVSM_BASE:
@@ -447,7 +447,7 @@ class CallsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.lent)
     @rule()
     def svsm_frees_deposits(self) -> None:
-        self.pages.free(self.machine.core.cpu(0), self.lent.pop())
+        self.pages.free(self.machine.core.cpus[0], self.lent.pop())
 
     # What holds ------------------------------------------------------------------------------
 
@@ -463,7 +463,7 @@ class CallsMachine(RuleBasedStateMachine):
     def bitmap_and_rmp_agree(self) -> None:
         if self.calls or self.tampered or self.machine.core.panicked:
             return
-        cpu = self.machine.core.cpu(0)
+        cpu = self.machine.core.cpus[0]
         low = (1 << (SVSM_BASE >> PAGE_SHIFT)) - 1
         bits = self.memory.validated.bits(cpu, 0, SVSM_BASE >> PAGE_SHIFT)
         assert bits == self.masks.accessible & low

@@ -66,7 +66,7 @@ class Memory:
 
     def put_frame(self, address: int, **registers: int) -> int:
         """Saved registers; returns what RBP is after that."""
-        values = dict.fromkeys(ExceptionFrame._fields, 0) | registers
+        values = dict.fromkeys(ExceptionFrame._fields, 0) | {"rflags": 2} | registers
         self.put(address, *values.values())
         return address + FRAME_TAG
 
@@ -123,6 +123,19 @@ def test_exception(memory: Memory) -> None:
     trace = unwind(memory.read, TEXT + 0x150, rbp, STACK, kernel=kernel)
     assert names(trace) == ["middle", "#PF, error 0x2", "inner", "outer"]
     assert trace.frames[1].kind is FrameKind.EXCEPTION
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"vector": 0x101}, {"error_code": 1 << 32}, {"cs": 9}, {"cs": 1 << 16}, {"ss": 1 << 16},
+     {"rflags": 0}, {"rflags": 1 << 22 | 2}],
+    ids=str,
+)  # fmt: skip
+def test_saved_registers_that_are_some_other_data(memory: Memory, wrong: dict[str, int]) -> None:
+    rbp = memory.put_frame(STACK, **({"rip": TEXT, "cs": 8, "rbp": 0x5EC2E7} | wrong))
+    trace = unwind(memory.read, TEXT + 0x150, rbp, STACK, kernel=kernel)
+    assert names(trace) == ["middle"]
+    assert trace.end == f"there are no saved registers at {STACK:#x}"
 
 
 def test_exception_on_another_stack(memory: Memory) -> None:

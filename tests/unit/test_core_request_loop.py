@@ -20,6 +20,7 @@ from svsmd.core.gate import (
     Wait,
 )
 from svsmd.core.log import LOG_LINE_LENGTH, LOG_LINES, CoreLog
+from svsmd.core.panic import Cause
 from svsmd.core.port import GateCall
 from svsmd.core.protocols.core import SvsmCoreCall
 from svsmd.core.result_codes import SvsmResult
@@ -168,13 +169,12 @@ class TestGate:
         def start(call: GateCall) -> Handler[Never]:
             return handler()
 
-        def on_panic(call: GateCall, report: list[str]) -> int:
-            self.reports.append(report)
-            return 0xDEAD_0000_0100
+        def on_panic(call: GateCall, error: Exception | None) -> None:
+            self.causes.append(Cause.of(call, error))
 
-        self.reports: list[list[str]] = []
+        self.causes: list[Cause] = []
         call = FakeGateCall(FakePort(FakeVmpl0()), 0, rbx=GateReason.BOOT)
-        return Gate(start, on_panic), call, sent
+        return Gate(start, lambda: 0xDEAD_0000_0100, on_panic), call, sent
 
     def test_vmgexit(self) -> None:
         gate, call, sent = self.make(Vmgexit(0x1234_5678_9ABC_D016), Preempt())
@@ -210,13 +210,15 @@ class TestGate:
         gate, call, _ = self.make(ValueError("secret"))
         gate.entry(call)
         assert gate.panicked
-        assert (call.rbx, call.rdx, call.rax) == (GateAction.VMGEXIT, 0xDEAD, 0x100)
-        report = self.reports[0]
-        assert report[0] == "panic: ValueError"
-        assert any("[handler] handler at test_core_request_loop.py" in line for line in report)
-        assert not any("secret" in line for line in report)
+        assert (call.rbx, call.rdx, call.rax) == (GateAction.PANIC, 0xDEAD, 0x100)
+        cause = self.causes[0]
+        assert cause.why == "ValueError"
+        lines = cause.handler.lines()
+        assert lines[0].startswith("#0 [handler] handler at test_core_request_loop.py:")
+        assert not any("secret" in line for line in lines)
         gate.entry(call)
-        assert len(self.reports) == 1
+        assert (call.rbx, call.rdx, call.rax) == (GateAction.VMGEXIT, 0xDEAD, 0x100)
+        assert len(self.causes) == 1
 
 
 def test_log_is_a_ring() -> None:

@@ -134,7 +134,8 @@ def test_svsm_gates_are_ud2() -> None:
 
 
 def test_svsm_page_tables_are_pages() -> None:
-    tables = {name: at for name, at in symbols("svsm").items() if name.startswith("svsm_p")}
+    levels = ("svsm_pml4", "svsm_pdpt_", "svsm_pd_", "svsm_pt_")
+    tables = {name: at for name, at in symbols("svsm").items() if name.startswith(levels)}
     assert len(tables) == 7
     assert all(at % 4096 == 0 for at in tables.values())
 

@@ -14,7 +14,8 @@ from svsmd.config import MIB, MachineConfig, OnReboot
 from svsmd.errors import ExitCode, UserError
 from svsmd.host.kvmclock import KVM_SYSTEM_TIME_NEW_MSR
 from svsmd.machine import SLICE_SECONDS, Machine, build_machine
-from svsmd.slice_end import Ended, Idle, Stopped
+from svsmd.slice_end import DebugEvent, Ended, Idle, Stopped
+from svsmd.snp.exits import DebugReason
 from tests.hostile_guests import hostile_kernel
 
 PROMPT = b"demo> "
@@ -49,7 +50,7 @@ class Driver:
                     pytest.fail(f"idle for ever after {bytes(self.console[-200:])!r}")
                 case Idle(int() as deadline):
                     self.machine.skip_idle(max(0, deadline - self.machine.clock_now))
-                case Stopped():
+                case Stopped() | DebugEvent(kind=DebugReason.PANIC):
                     pass
                 case other:
                     pytest.fail(f"unexpected {other}")

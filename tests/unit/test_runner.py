@@ -267,6 +267,15 @@ class TestDebugger:
         assert runner.attach(stops) == hit
         runner.finish(0, "")
 
+    async def test_a_panic_of_the_svsm_is_a_signal(self, nursery):
+        _machine, runner = make(DebugEvent(1, DebugReason.PANIC, 0x1000), paused=True)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        runner.resume()
+        assert await stops.wait() == target.Stopped(2, target.Signal.SIGABRT, address=0x1000)
+        runner.finish(0, "")
+
     async def test_a_hit_comes_before_a_ctrl_c_and_swallows_it(self, nursery):
         machine, runner = make(paused=True)
 
@@ -289,8 +298,9 @@ class TestDebugger:
         runner.finish(0, "")
 
     async def test_a_hit_without_a_debugger_does_not_stop_the_machine(self):
-        _, runner = make(DebugEvent(0, DebugReason.BREAKPOINT, 0x1000), OFF)
-        assert await runner.run() == OFF
+        for kind in (DebugReason.BREAKPOINT, DebugReason.PANIC):
+            _, runner = make(DebugEvent(0, kind, 0x1000), OFF)
+            assert await runner.run() == OFF
 
     async def test_input_waits_while_the_machine_stands_still(self, nursery):
         machine, runner = make(paused=True)

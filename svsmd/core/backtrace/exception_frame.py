@@ -25,6 +25,11 @@ PAGE_FAULT: Final = 14
 _ERROR_CODES: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
 _FIRST_INTERRUPT: Final = 32
 _VECTORS: Final = 256
+_ERROR_CODE_END: Final = 1 << 32
+_SELECTOR_END: Final = 1 << 16
+_RFLAGS_END: Final = 1 << 22
+_RFLAGS_ONE: Final = 1 << 1
+"""Reads as 1 (24593, 3.1.6)."""
 
 
 def vector_name(vector: int) -> str:
@@ -64,9 +69,25 @@ class ExceptionFrame(NamedTuple):
 
     @classmethod
     def load(cls, read: Read, gva: int) -> Self | None:
-        """The frame at `gva`; None if it cannot be read."""
+        """The frame at `gva`; None if it cannot be read, or no entry can have left it."""
         data = read(gva, FRAME_SIZE)
-        return None if data is None or len(data) != FRAME_SIZE else cls(*_FRAME.unpack(data))
+        if data is None or len(data) != FRAME_SIZE:
+            return None
+        frame = cls(*_FRAME.unpack(data))
+        return frame if frame.plausible else None
+
+    @property
+    def plausible(self) -> bool:
+        """Whether it can be what it should be, and not some data that RBP happens to point at."""
+        return (
+            self.vector <= SYSTEM_CALL_VECTOR
+            and self.error_code < _ERROR_CODE_END
+            and self.cs < _SELECTOR_END
+            and self.cs & 3 in (0, 3)
+            and self.ss < _SELECTOR_END
+            and self.rflags < _RFLAGS_END
+            and self.rflags & _RFLAGS_ONE != 0
+        )
 
     @property
     def user(self) -> bool:

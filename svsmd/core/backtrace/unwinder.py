@@ -99,7 +99,7 @@ class _Walk:
                 seen.add(gva)
                 saved = ExceptionFrame.load(self._read, gva)
                 if saved is None:
-                    return f"the saved registers at {gva:#x} cannot be read"
+                    return f"there are no saved registers at {gva:#x}"
                 self._add_entry(gva, saved)
                 rip, rbp, rsp, self._user = saved.rip, saved.rbp, saved.rsp, saved.user
                 exact, below = True, 0

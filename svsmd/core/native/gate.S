@@ -37,22 +37,54 @@ svsm_gate_action:
 
 1:	cmpq	$SVSM_GATE_START, %rbx
 	je	3f
+	cmpq	$SVSM_GATE_PANIC, %rbx
+	je	4f
 	/* SVSM_GATE_HLT: nothing to do; interrupts stay off, the host runs us again when it likes. */
 	hlt
 2:	movl	$SVSM_GATE_FROM_LOOP, %ebx
 	jmp	svsm_gate_loop
+
 3:	/* SVSM_GATE_START */
 	shlq	$32, %rdx
 	orq	%rdx, %rax
 	movl	$SVSM_GATE_FROM_LOOP, %ebx
 	jmp	svsm_cpu_start
+
+4:	call	svsm_panic
 	.cfi_endproc
 	.size	svsm_gate_loop, . - svsm_gate_loop
 
 /*
+ * The end of the SVSM: EDX:EAX asks the host to terminate, as often as it comes back. A debugger that
+ * is attached stops at svsm_panic_gate (a UD2 that the silicon takes for that); the core has written
+ * its report by then. It is called, so that who called can be seen.
+ */
+	.globl	svsm_panic
+	.type	svsm_panic, @function
+svsm_panic:
+	.cfi_startproc
+	pushq	%rbp
+	.cfi_def_cfa_offset 16
+	.cfi_offset rbp, -16
+	movq	%rsp, %rbp
+	.cfi_def_cfa_register rbp
+	.globl	svsm_panic_gate
+svsm_panic_gate:
+	ud2
+1:	movl	$MSR_GHCB, %ecx
+	wrmsr
+	rep
+	vmmcall
+	jmp	1b
+	.cfi_endproc
+	.size	svsm_panic, . - svsm_panic
+
+/*
  * Exceptions. None is expected: whatever comes is a fault of the SVSM, or of a host that lies about
  * memory. Each entry pushes what the CPU did not push (an error code) and its vector, then the
- * general registers; `svsm_exception_gate` hands the frame to the core: RBX = vector, RDI = frame.
+ * general registers; `svsm_exception_gate` hands the frame to the core: RBX = vector, RDI = frame,
+ * RAX = CR2. RBP = frame + 1 marks the frame for those who follow the chain of frame pointers
+ * (svsmd/core/backtrace/unwinder.py): code called from here pushes it, and it is no frame pointer.
  *
  * Frame, from RDI up: R15 R14 R13 R12 R11 R10 R9 R8 RBP RDI RSI RDX RCX RBX RAX, vector, error
  * code, RIP, CS, RFLAGS, RSP, SS (8 bytes each).
@@ -92,11 +124,16 @@ svsm_exception:
 	.endr
 	cld
 	movq	%rsp, %rdi
+	leaq	1(%rsp), %rbp
 	movq	15 * 8(%rsp), %rbx
+	movq	%cr2, %rax
 	.globl	svsm_exception_gate
 svsm_exception_gate:
 	ud2
-	jmp	svsm_gate_action
+	cmpq	$SVSM_GATE_PANIC, %rbx
+	jne	1f
+	call	svsm_panic
+1:	jmp	svsm_gate_action
 	.cfi_endproc
 	.size	svsm_exception, . - svsm_exception
 

@@ -38,7 +38,8 @@
  * The core gate: UD2 at `svsm_core_gate`. Silicon hands it to the core instead of raising #UD.
  * RBX says why the stub came (going in) and what it shall do (coming back, after RIP += 2). After an
  * exception the stub comes by a second gate, `svsm_exception_gate` (gate.S), with RBX = vector and
- * RDI = frame; what it shall do then is said in the same way.
+ * RDI = frame, RAX = CR2; what it shall do then is said in the same way. At either gate RBP leads to
+ * the callers: 0 if there are none, the frame + 1 after an exception.
  */
 #define SVSM_GATE_FROM_VMGEXIT 0 /* in: VMGEXIT done, RAX = GHCB MSR as it reads now */
 #define SVSM_GATE_FROM_BOOT 1 /* in: first call of the boot CPU, RAX = GPA of the launch-info page */
@@ -49,5 +50,6 @@
 #define SVSM_GATE_LOOP 1 /* out: come back at once */
 #define SVSM_GATE_HLT 2 /* out: HLT, then come back */
 #define SVSM_GATE_START 3 /* out: start in the area of this CPU, CR3 := EDX:EAX, CR4 := RCX; come back */
+#define SVSM_GATE_PANIC 15 /* out: svsm_panic, with EDX:EAX as for SVSM_GATE_VMGEXIT; no way back */
 
 #endif

@@ -161,6 +161,7 @@ svsm_start64:
 	leaq	OFFSET(svsm_pml4)(%rsi), %rax
 	orq	%rbp, %rax
 	movq	%rax, %cr3
+	xorl	%ebp, %ebp /* the end of the chain of frame pointers */
 
 	leaq	svsm_boot_cpu(%rip), %rbx
 	leaq	SVSM_BOOT_STACK_TOP(%rbx), %rsp
