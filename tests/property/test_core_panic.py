@@ -95,6 +95,23 @@ def test_unwinding_anything_ends(stack: list[int], rip: int, rbp: int, rsp: int)
     assert "failed" not in trace.end
 
 
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 1 << 15), st.integers(0, 255)), max_size=20),
+    length=st.integers(0, 1 << 15),
+)
+def test_symbols_of_damaged_files(changes: list[tuple[int, int]], length: int) -> None:
+    """Whatever is in the file, a name that comes out of it can be printed."""
+    elf = bytearray(image_path("svsm").read_bytes())
+    for at, byte in changes:
+        elf[at % len(elf)] = byte
+    symbols = Symbols(bytes(elf[: length or None]))
+    for address in range(IMAGE_MAP, IMAGE_MAP + 0x600, 0x30):
+        found = symbols.lookup(address)
+        if found is not None:
+            assert (found.symbol + found.file).isascii()
+            assert (found.symbol + found.file).isprintable()
+
+
 # The native image on the engine --------------------------------------------------------------
 
 _CONFIG = MachineConfig(seed=b"panic", rtc=1_767_225_600, memory=64 * MIB)

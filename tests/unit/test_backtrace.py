@@ -330,7 +330,7 @@ def test_running_handler() -> None:
     next(handler)
     with pytest.raises(StopIteration) as stop:
         next(handler)
-    assert names(stop.value.value) == ["leaf", "branch"]
+    assert names(stop.value.value) == ["branch"]
 
 
 def test_raised_handler() -> None:

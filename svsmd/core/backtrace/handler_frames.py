@@ -42,8 +42,8 @@ def of_traceback(traceback: TracebackType | None) -> Backtrace:
 
 
 def of_caller() -> Backtrace:
-    """The running handler, from the generator that calls this to the outermost one."""
-    frames = list(_callers(sys._getframe(1)))
+    """Who has delegated to the generator that calls this, up to the outermost one."""
+    frames = list(_callers(sys._getframe(2)))
     return Backtrace(tuple(frames[:MAX_FRAMES]), _too_many(len(frames)))
 
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""A panic of the SVSM, with gdb attached and without: report, stop, exit code, wiped secrets.
+
+gdb plays the host that answers what it likes, and the bug that makes native code fault.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from svsmd.config import MIB
+from svsmd.core.port import PRIVATE_MAP
+from svsmd.errors import ExitCode
+from svsmd.host.layout import SvsmRegion
+from svsmd.images import image_path
+from svsmd.snp.types import PAGE_SIZE
+from tests.svsmd_process import Program, SvsmdProcess
+
+pytestmark = pytest.mark.e2e
+
+Start = Callable[..., SvsmdProcess]
+SVSM = image_path("svsm")
+SECRETS = PRIVATE_MAP + SvsmRegion.at_top_of([range(64 * MIB)]).secrets
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """What the SVSM says."""
+    return tmp_path / "svsm.log"
+
+
+@contextmanager
+def stopped_in_the_svsm(
+    svsmd: Start, gdb: str, log: Path
+) -> Iterator[tuple[SvsmdProcess, Program]]:
+    """At the gate, with an answer of the host in RAX."""
+    machine = svsmd("demo", "-S", "--memory=64M", f"--svsm-console=file:{log}")
+    with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=SVSM)) as session:
+        session.expect("^attached")
+        session.send("tbreak svsm_core_gate if $rbx == 0")
+        session.send("continue")
+        session.expect(r"Temporary breakpoint 1, svsm_gate_loop \(\) at \S*gate\.S:\d+")
+        yield machine, session
+
+
+def secrets(session: Program, file: Path) -> bytes:
+    """The SVSM's secrets page."""
+    session.send(f"dump binary memory {file} {SECRETS:#x} {SECRETS + PAGE_SIZE:#x}")
+    session.send("echo dumped\\n")
+    session.expect(r"dumped$")
+    return file.read_bytes()
+
+
+def ends(machine: SvsmdProcess, log: Path, code: int) -> str:
+    """The machine ends as one whose SVSM has panicked; returns the SVSM's log."""
+    assert machine.wait() == ExitCode.GUEST_CRASHED
+    assert f"reason set 2, code {code:#x}" in machine.stderr
+    return log.read_text()
+
+
+def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path, tmp_path: Path) -> None:
+    with stopped_in_the_svsm(svsmd, gdb_program, log) as (machine, gdb):
+        assert any(secrets(gdb, tmp_path / "before"))
+        gdb.send("set $rax = 0")
+        gdb.send("continue")
+        gdb.expect("Program received signal SIGABRT")
+        gdb.send("backtrace")
+        gdb.expect(r"#0 +svsm_panic \(\) at \S*gate\.S:\d+$")
+        gdb.expect(r"^#1 .* in svsm_gate_loop \(\) at \S*gate\.S:\d+$")
+        assert secrets(gdb, tmp_path / "after") == bytes(PAGE_SIZE)
+        gdb.send("continue")
+        gdb.expect("exited with code 04")
+        report = ends(machine, log, 0)
+    assert "panic: the hypervisor breaks the GHCB protocol" in report
+    assert re.search(
+        r"^  #0 \[handler\] negotiate at core/hypervisor\.py:\d+$", report, re.MULTILINE
+    )
+    assert re.search(
+        r"^  #\d+ \[native\] 0x\w+ svsm_gate_loop at svsmd/core/", report, re.MULTILINE
+    )
+
+
+def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path) -> None:
+    with stopped_in_the_svsm(svsmd, gdb_program, log) as (machine, gdb):
+        gdb.send("set $rip = 0x1000")
+        gdb.send("continue")
+        gdb.expect("Program received signal SIGABRT")
+        gdb.send("backtrace")
+        gdb.expect(r"#0 +svsm_panic \(\) at \S*gate\.S:\d+$")
+        gdb.expect(
+            r"^#1 .* in svsm_exception \(\) at \S*gate\.S:\d+$|^#1 +<signal handler called>$"
+        )
+        gdb.expect(r"0x0*1000 in \?\? \(\)")
+        gdb.send("continue")
+        gdb.expect("exited with code 04")
+        report = ends(machine, log, 1)
+    assert "#PF, error 0x10, CR2 0x1000\n  RIP 0x1000 CS 0x8 " in report
+
+
+def test_panic_that_nobody_looks_at(svsmd: Start, gdb_program: str, log: Path) -> None:
+    with stopped_in_the_svsm(svsmd, gdb_program, log) as (machine, gdb):
+        gdb.send("set $rip = 0x1000")
+        gdb.send("detach")
+        report = ends(machine, log, 1)
+    assert "panic: exception 14 (#PF) at VMPL0" in report
+    assert "the secrets page is wiped" in report
