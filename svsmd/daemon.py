@@ -171,6 +171,9 @@ async def _run(
             await trio.sleep(FAREWELL_SECONDS)
         nursery.cancel_scope.cancel()
     say(ended.reason)
+    if isinstance(config.svsm_console, NullEndpoint):
+        for line in ended.report:
+            say(line)
     if config.verbose:
         say(f"clock {machine.clock_now} ticks")
     if ended.exit_code == ExitCode.GUEST_CRASHED:

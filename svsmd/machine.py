@@ -331,21 +331,26 @@ class Machine:
             case Reset():
                 return self._reset()
             case Terminated(reason_set, reason_code, vcpu, vmpl):
-                who = "the SVSM" if self.core is not None and vmpl == 0 else "the guest"
-                code = ExitCode.GUEST_TERMINATED
+                who, code = "the guest", ExitCode.GUEST_TERMINATED
                 if self.core is not None and vmpl == 0:
-                    code = ExitCode.GUEST_CRASHED
+                    who, code = "the SVSM", ExitCode.GUEST_CRASHED
                 return Ended(
                     code,
                     f"{who} asked to be terminated (vCPU {vcpu}, VMPL{vmpl}), "
                     f"{describe(reason_set, reason_code)}",
+                    self._panic_report,
                 )
             case Crashed(text):
-                return Ended(ExitCode.GUEST_CRASHED, f"the guest crashed: {text}")
+                reason = f"the guest crashed: {text}"
+                return Ended(ExitCode.GUEST_CRASHED, reason, self._panic_report)
             case Debug(stop, vcpu, _):
                 return DebugEvent(vcpu, stop.reason, stop.address)
             case unreachable:
                 assert_never(unreachable)
+
+    @property
+    def _panic_report(self) -> tuple[str, ...]:
+        return self.core.panic_report if self.core is not None else ()
 
     def _reset(self) -> SliceEnd:
         if self.config.on_reboot is OnReboot.EXIT:

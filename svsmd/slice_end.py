@@ -32,10 +32,12 @@ class Ended:
     Attributes:
         exit_code: an `ExitCode`.
         reason: one line for the user, such as "the guest powered off".
+        report: what there is to say beyond that: the lines of the SVSM's panic.
     """
 
     exit_code: int
     reason: str
+    report: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

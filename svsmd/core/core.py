@@ -75,6 +75,8 @@ class Core:
         self._secrets: int | None = None
         self._reason = SvsmReason.PANIC
         self._later_exceptions = 0
+        self.panic_report: tuple[str, ...] = ()
+        """What the log says of the panic; empty as long as there is none."""
 
     @property
     def cpus(self) -> Mapping[int, PerCpu]:
@@ -184,7 +186,8 @@ class Core:
         lookup = self._symbols.lookup if self._symbols is not None else None
         cause = Cause.of(call, error)
         lines = guarded(lambda: report(call, cause, self._gate, self._cpus, lookup))
-        for line in (*lines, *wiped):
+        self.panic_report = (*lines, *wiped)
+        for line in self.panic_report:
             self.log.write(line)
 
     def _wipe_secrets(self, call: GateCall) -> list[str]:

@@ -70,6 +70,22 @@ def test_report_of_an_exception(machine: FakeVmpl0) -> None:
     assert f"{secret:x}" not in text
 
 
+@pytest.mark.parametrize(
+    ("vector", "error_code", "line"),
+    [
+        (29, 0x404, "  #VC, error 0x404, CR2 0xbad0000"),
+        (29, 0x72, "  #VC, error 0x72"),
+        (13, 0, "  #GP, error 0x0"),
+        (6, 0, "  #UD"),
+    ],
+)
+def test_cr2_where_it_says_something(
+    machine: FakeVmpl0, vector: int, error_code: int, line: str
+) -> None:
+    exception(machine, vector=vector, error_code=error_code)
+    assert log(machine)[2] == line
+
+
 def test_report_says_what_each_vcpu_does(machine: FakeVmpl0) -> None:
     exception(machine, vector=6)
     states = [line for line in log(machine) if line.startswith("  vCPU ")]

@@ -141,6 +141,20 @@ async def test_a_ring_is_shown_when_the_guest_crashes(start):
     assert len(daemon.said[-1]) == 1024 + 3
 
 
+async def test_the_panic_of_an_svsm_is_shown_if_nobody_reads_its_log(start, tmp_path):
+    def panic(machine: FakeMachine) -> SliceEnd:
+        machine.on_svsm_console(b"panic: no more\n")
+        return Ended(4, "it panicked", ("panic: no more", "  on vCPU 0"))
+
+    daemon = start(config(), panic)
+    assert await daemon.wait() == ExitCode.GUEST_CRASHED
+    assert daemon.said == ["it panicked", "panic: no more", "  on vCPU 0"]
+    log = parse_endpoint(f"file:{tmp_path / 'log'}")
+    daemon = start(config(svsm_console=log), panic)
+    assert await daemon.wait() == ExitCode.GUEST_CRASHED
+    assert daemon.said == ["it panicked"]
+
+
 async def test_it_says_what_it_began_with_and_where_its_clock_ended(start):
     daemon = start(config(verbose=True), lambda _machine: Ended(0, "done"))
     await daemon.wait()

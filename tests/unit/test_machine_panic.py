@@ -91,6 +91,7 @@ def test_host_takes_a_page_of_the_svsm(machine: Machine, symbols: dict[str, int]
     assert isinstance(end, Ended)
     assert end.exit_code == ExitCode.GUEST_CRASHED
     assert "reason set 2, code 0x0" in end.reason
+    assert list(end.report) == lines
 
 
 def stop_at(machine: Machine, address: int, times: int = 1) -> tuple[MachineTarget, int]:

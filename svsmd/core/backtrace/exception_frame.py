@@ -21,7 +21,6 @@ _NAMES: Final = {
     10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC",
     19: "#XF", 21: "#CP", 28: "#HV", 29: "#VC", 30: "#SX",
 }  # fmt: skip
-PAGE_FAULT: Final = 14
 _ERROR_CODES: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
 _FIRST_INTERRUPT: Final = 32
 _VECTORS: Final = 256
