@@ -26,18 +26,12 @@ SVSM = image_path("svsm")
 SECRETS = PRIVATE_MAP + SvsmRegion.at_top_of([range(64 * MIB)]).secrets
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    """What the SVSM says."""
-    return tmp_path / "svsm.log"
-
-
 @contextmanager
 def stopped_in_the_svsm(
-    svsmd: Start, gdb: str, log: Path
+    svsmd: Start, gdb: str, *options: str
 ) -> Iterator[tuple[SvsmdProcess, Program]]:
     """At the gate, with an answer of the host in RAX."""
-    machine = svsmd("demo", "-S", "--memory=64M", f"--svsm-console=file:{log}")
+    machine = svsmd("demo", "-S", "--memory=64M", *options)
     with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=SVSM)) as session:
         session.expect("^attached")
         session.send("tbreak svsm_core_gate if $rbx == 0")
@@ -54,15 +48,16 @@ def secrets(session: Program, file: Path) -> bytes:
     return file.read_bytes()
 
 
-def ends(machine: SvsmdProcess, log: Path, code: int) -> str:
-    """The machine ends as one whose SVSM has panicked; returns the SVSM's log."""
+def ends(machine: SvsmdProcess, code: int) -> None:
+    """The machine ends as one whose SVSM has panicked."""
     assert machine.wait() == ExitCode.GUEST_CRASHED
     assert f"reason set 2, code {code:#x}" in machine.stderr
-    return log.read_text()
 
 
-def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path, tmp_path: Path) -> None:
-    with stopped_in_the_svsm(svsmd, gdb_program, log) as (machine, gdb):
+def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, tmp_path: Path) -> None:
+    log = tmp_path / "svsm.log"
+    console = f"--svsm-console=file:{log}"
+    with stopped_in_the_svsm(svsmd, gdb_program, console) as (machine, gdb):
         assert any(secrets(gdb, tmp_path / "before"))
         gdb.send("set $rax = 0")
         gdb.send("continue")
@@ -73,7 +68,8 @@ def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path, tmp_path:
         assert secrets(gdb, tmp_path / "after") == bytes(PAGE_SIZE)
         gdb.send("continue")
         gdb.expect("exited with code 04")
-        report = ends(machine, log, 0)
+        ends(machine, 0)
+    report = log.read_text()
     assert "panic: the hypervisor breaks the GHCB protocol" in report
     assert re.search(
         r"^  #0 \[handler\] negotiate at core/hypervisor\.py:\d+$", report, re.MULTILINE
@@ -83,8 +79,8 @@ def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path, tmp_path:
     )
 
 
-def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path) -> None:
-    with stopped_in_the_svsm(svsmd, gdb_program, log) as (machine, gdb):
+def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str) -> None:
+    with stopped_in_the_svsm(svsmd, gdb_program) as (machine, gdb):
         gdb.send("set $rip = 0x1000")
         gdb.send("continue")
         gdb.expect("Program received signal SIGABRT")
@@ -96,14 +92,15 @@ def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str, log: Path) -> No
         gdb.expect(r"0x0*1000 in \?\? \(\)")
         gdb.send("continue")
         gdb.expect("exited with code 04")
-        report = ends(machine, log, 1)
-    assert "#PF, error 0x10, CR2 0x1000\n  RIP 0x1000 CS 0x8 " in report
+        ends(machine, 1)
+    assert "svsmd:   #PF, error 0x10, CR2 0x1000\n" in machine.stderr
+    assert "svsmd:   RIP 0x1000 CS 0x8 " in machine.stderr
 
 
-def test_panic_that_nobody_looks_at(svsmd: Start, gdb_program: str, log: Path) -> None:
-    with stopped_in_the_svsm(svsmd, gdb_program, log) as (machine, gdb):
+def test_panic_that_nobody_looks_at(svsmd: Start, gdb_program: str) -> None:
+    with stopped_in_the_svsm(svsmd, gdb_program) as (machine, gdb):
         gdb.send("set $rip = 0x1000")
         gdb.send("detach")
-        report = ends(machine, log, 1)
-    assert "panic: exception 14 (#PF) at VMPL0" in report
-    assert "the secrets page is wiped" in report
+        ends(machine, 1)
+    assert "svsmd: panic: exception 14 (#PF) at VMPL0\n" in machine.stderr
+    assert "svsmd: the secrets page is wiped" in machine.stderr
