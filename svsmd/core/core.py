@@ -184,8 +184,7 @@ class Core:
         """Secrets first: nothing that goes wrong later leaves them there."""
         wiped = guarded(lambda: self._wipe_secrets(call))
         lookup = self._symbols.lookup if self._symbols is not None else None
-        cause = Cause.of(call, error)
-        lines = guarded(lambda: report(call, cause, self._gate, self._cpus, lookup))
+        lines = guarded(lambda: report(call, Cause.of(call, error), self._gate, self._cpus, lookup))
         self.panic_report = (*lines, *wiped)
         for line in self.panic_report:
             self.log.write(line)

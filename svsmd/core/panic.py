@@ -118,8 +118,8 @@ def _state(cpu: PerCpu, gate: Gate) -> str:
 
 
 def guarded(make: Callable[[], list[str]]) -> list[str]:
-    """The lines that `make` returns, or one that says that there are none: nothing is raised."""
+    """The lines that `make` returns, or one that says what it raised: a panic goes on."""
     try:
         return make()
     except Exception as error:
-        return [f"panic: the report failed: {type(error).__name__}"]
+        return [f"panic: {type(error).__name__} while dealing with it"]

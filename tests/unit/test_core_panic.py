@@ -161,7 +161,7 @@ def test_report_that_fails_is_still_a_panic(
     monkeypatch.setattr(core_module, "report", fails)
     call = exception(machine, vector=13)
     assert call.rbx == GateAction.PANIC
-    assert log(machine)[0] == "panic: the report failed: RecursionError"
+    assert log(machine)[0] == "panic: RecursionError while dealing with it"
     assert machine.get(SVSM_SECRETS, PAGE_SIZE) == bytes(PAGE_SIZE)
 
 
