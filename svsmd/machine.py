@@ -24,8 +24,8 @@ from svsmd.core.launch_info import (
     ValidatedRange,
 )
 from svsmd.core.paging.kernel_maps import ImageLayout
-from svsmd.core.port import IMAGE_MAP
 from svsmd.core.restart import PAYLOAD_FILE, RESTART_FILE
+from svsmd.core_digest import core_digest_page, read_core_sources
 from svsmd.disk_file import DiskFile
 from svsmd.errors import ExitCode, UserError
 from svsmd.host.certificate_table import CertificateGuid, certificate_table
@@ -39,7 +39,7 @@ from svsmd.host.launch import (
     assign_the_rest,
     launch,
 )
-from svsmd.host.layout import DIRECT_BOOT_LAYOUT, SvsmRegion
+from svsmd.host.layout import DIRECT_BOOT_LAYOUT, SVSM_IMAGE_MAX_SIZE, SvsmRegion
 from svsmd.host.loader_error import LoaderError
 from svsmd.host.outcome import (
     AllHalted,
@@ -79,6 +79,8 @@ _STEP_TRIES: Final = 64
 BARE_VMSA: Final = Gpa(0xF000)
 """VMSA of a guest without an SVSM: below 64 KiB nothing is the guest's RAM."""
 _NEVER: Final = (1 << 64) - 1
+SVSM_LINE_LENGTH: Final = 400
+"""Bytes of a line that the SVSM writes to the debug port; a longer one is cut into pieces."""
 
 
 class Machine:
@@ -111,6 +113,7 @@ class Machine:
         self.silicon = Silicon(config.memory, self._entropy)
         self.core: Core | None = None
         self._restarts = 0
+        self._debug_line = bytearray()
         self._build_host({})
         try:
             plan = self._plan_with_svsm() if config.svsm else self._plan_without_svsm()
@@ -129,7 +132,7 @@ class Machine:
             PlatformConfig(ncpus=config.cpus, rtc_epoch=config.rtc),
             lambda: silicon.clock.now,
             lambda data: self.on_console(data),
-            lambda data: log.info("debug port: %s", data.hex()),
+            self._debug_port,
         )
         self.platform.attach_virtio(silicon.host_page, self._disks, self._guest_entropy)
         self.platform.attach_fw_cfg(silicon.host_page, files)
@@ -184,11 +187,20 @@ class Machine:
         return CpuidPage.build(ncpus=self.config.cpus).tobytes()
 
     def _plan_with_svsm(self) -> LaunchPlan:
-        """Measured: the SVSM's image, what it is told, the guest's payload, the first VMSA."""
+        """Measured: the SVSM's image, what it is told, the guest's payload, the first VMSA.
+
+        The image has a digest of the core's sources in it.
+        """
         memory = self.silicon.memory.ranges
         region = SvsmRegion.at_top_of(memory, self.config.cpus)
         boot = self._direct_boot(region)
-        image = load_svsm_image(image_path("svsm").read_bytes())
+        image = load_svsm_image(
+            image_path("stages").read_bytes(),
+            image_path("svsm").read_bytes(),
+            core_digest_page(read_core_sources()),
+        )
+        if len(image.data) > SVSM_IMAGE_MAX_SIZE:
+            raise UserError(f"the SVSM image has {len(image.data)} bytes, too many")
         self._connect_core(image)
         info = self._launch_info(region, boot, image).to_page()
         ranges = [
@@ -198,9 +210,7 @@ class Machine:
             LaunchRange(region.secrets, PageType.SECRETS, size=PAGE_SIZE),
         ]
         ranges += [LaunchRange(r.gpa, PageType.NORMAL, r.data) for r in boot.ranges]
-        vmsa = Vmsa.protected_mode_start(
-            region.base + image.start32 - IMAGE_MAP, sev_features=self._sev_features
-        )
+        vmsa = Vmsa.protected_mode_start(region.base + image.start, sev_features=self._sev_features)
         vmsa.rsi = region.base
         vmsa.rdi = region.launch_info
         return self._launch_plan(ranges, region.vmsa, vmsa)
@@ -229,6 +239,12 @@ class Machine:
             guest_cpuid=boot.cpuid_gpa,
             guest_secrets=boot.secrets_gpa,
             guest_caa=region.caa,
+            svsm_kernel=Gpa(region.image + image.kernel),
+            svsm_kernel_size=image.kernel_size,
+            svsm_archive=region.archive,
+            svsm_archive_size=0,
+            svsm_core_digest=Gpa(region.image + image.core_digest),
+            svsm_ghcb=region.ghcb,
             entry=EntryState(
                 entry.rip, entry.rsp, entry.rsi, entry.cr3, entry.gdt_base, entry.gdt_limit
             ),
@@ -241,14 +257,8 @@ class Machine:
 
         And the one at which the SVSM stops for a debugger when it panics.
         """
-        core = self.core = Core(
-            CoreConfig(
-                image.cpu_start,
-                ImageLayout(image.text_end, image.rodata_end, image.end),
-                elf=image.elf,
-                on_log=self._svsm_line,
-            )
-        )
+        layout = ImageLayout(image.text_end, image.rodata_end, image.end)
+        core = self.core = Core(CoreConfig(image.cpu_start, layout, on_log=self._svsm_line))
 
         def gate(call: GateCall) -> None:
             core.gate_entry(call)
@@ -259,6 +269,18 @@ class Machine:
         self.silicon.register_gate(image.core_gate, gate)
         self.silicon.register_gate(image.exception_gate, exception_gate)
         self.silicon.register_stop(image.panic_gate, DebugReason.PANIC)
+
+    def _debug_port(self, data: bytes) -> None:
+        """What VMPL0 writes there is the SVSM's log before its core runs; others only think so."""
+        if self.core is None or self.hypervisor.exiting is not Vmpl.VMPL0:
+            log.info("debug port: %s", data.hex())
+            return
+        line = self._debug_line
+        if data != b"\n":
+            line += data
+        if data == b"\n" or len(line) >= SVSM_LINE_LENGTH:
+            self._svsm_line(line.decode("utf-8", "replace"))
+            line.clear()
 
     def _svsm_line(self, line: str) -> None:
         log.debug("svsm: %s", line)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,29 +12,35 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from svsmd.core.port import IMAGE_MAP
 from svsmd.errors import UserError
 from svsmd.snp.types import PAGE_SIZE
 
-_SYMBOLS: Final = (
-    "svsm_start32", "svsm_core_gate", "svsm_exception_gate", "svsm_panic_gate", "svsm_cpu_start",
-    "svsm_text_end", "svsm_rodata_end", "svsm_end",
+_STAGES_SYMBOLS: Final = ("stage1_start",)
+_KERNEL_SYMBOLS: Final = (
+    "svsm_core_gate", "svsm_exception_gate", "svsm_panic_gate", "svsm_cpu_start",
 )  # fmt: skip
+_DAMAGED_HINT: Final = "run `make env` again"
 
 
 @dataclass(frozen=True, slots=True)
 class SvsmImage:
-    """The image as it lies in memory from the start of the SVSM region on.
+    """The image as it lies in memory from the start of the SVSM region on, and the kernel's gates.
 
     Attributes:
-        elf: the file, with symbols and DWARF.
-        data: whole pages, the zeroed part included.
-        start32: linear address of the first instruction; the others likewise.
+        data: whole pages: the stages with their zeroed part, the kernel's file, the digest page.
+        start: offset of the first instruction.
+        kernel: offset of the kernel's ELF file.
+        kernel_size: its bytes.
+        core_digest: offset of the page with the digest of the core's sources.
+        core_gate: GVA; the others likewise. Stage 2 maps the kernel where it is linked.
+        text_end: where its text ends, in whole pages; then read-only data, then all of it.
     """
 
-    elf: bytes
     data: bytes
-    start32: int
+    start: int
+    kernel: int
+    kernel_size: int
+    core_digest: int
     core_gate: int
     exception_gate: int
     panic_gate: int
@@ -43,31 +50,62 @@ class SvsmImage:
     end: int
 
 
-def load_svsm_image(elf: bytes) -> SvsmImage:
-    """Reads the ELF that tools/build_images.py makes.
+def load_svsm_image(stages: bytes, kernel: bytes, core_digest_page: bytes) -> SvsmImage:
+    """Puts together the ELFs that tools/build_images.py makes, and the page of `core_digest_page`.
+
+    The kernel's file is not loaded: that is stage 2's work, in the machine.
 
     Raises:
-        UserError: it is not that file.
+        UserError: they are not those files.
     """
     try:
-        file = ELFFile(io.BytesIO(elf))
-        segments = [s for s in file.iter_segments() if s["p_type"] == "PT_LOAD"]
-        end = max(s["p_vaddr"] + s["p_memsz"] for s in segments) - IMAGE_MAP
-        data = bytearray(-(-end // PAGE_SIZE) * PAGE_SIZE)
-        for segment in segments:
-            offset = segment["p_vaddr"] - IMAGE_MAP
-            if offset < 0:
-                raise UserError("the SVSM image is linked at the wrong address")
-            data[offset : offset + segment["p_filesz"]] = segment.data()
-        symbols = {
-            symbol.name: symbol["st_value"]
-            for section in file.iter_sections()
-            if isinstance(section, SymbolTableSection)
-            for symbol in section.iter_symbols()
-        }
-        addresses = [symbols[name] for name in _SYMBOLS]
+        memory, (start,) = _flat(ELFFile(io.BytesIO(stages))), _symbols(stages, _STAGES_SYMBOLS)
+        core_gate, exception_gate, panic_gate, cpu_start = _symbols(kernel, _KERNEL_SYMBOLS)
+        text_end, rodata_end, end = _segment_ends(ELFFile(io.BytesIO(kernel)))
     except (ELFError, KeyError, ValueError) as error:
-        raise UserError(
-            f"the SVSM image is damaged: {error}", hint="run `make env` again"
-        ) from None
-    return SvsmImage(elf, bytes(data), *addresses)
+        raise UserError(f"the SVSM image is damaged: {error}", hint=_DAMAGED_HINT) from None
+    file = kernel.ljust(-(-len(kernel) // PAGE_SIZE) * PAGE_SIZE, b"\0")
+    return SvsmImage(
+        memory + file + core_digest_page,
+        start,
+        len(memory),
+        len(kernel),
+        len(memory) + len(file),
+        core_gate,
+        exception_gate,
+        panic_gate,
+        cpu_start,
+        text_end,
+        rodata_end,
+        end,
+    )
+
+
+def _segment_ends(file: ELFFile) -> tuple[int, int, int]:
+    """Where text, read-only data and data of the kernel end, in whole pages."""
+    text, rodata, data = (
+        -(-(s["p_vaddr"] + s["p_memsz"]) // PAGE_SIZE) * PAGE_SIZE
+        for s in file.iter_segments()
+        if s["p_type"] == "PT_LOAD"
+    )
+    return text, rodata, data
+
+
+def _flat(file: ELFFile) -> bytes:
+    """The memory of an image that is linked at 0."""
+    segments = [s for s in file.iter_segments() if s["p_type"] == "PT_LOAD"]
+    end = max(s["p_vaddr"] + s["p_memsz"] for s in segments)
+    data = bytearray(-(-end // PAGE_SIZE) * PAGE_SIZE)
+    for segment in segments:
+        data[segment["p_vaddr"] : segment["p_vaddr"] + segment["p_filesz"]] = segment.data()
+    return bytes(data)
+
+
+def _symbols(elf: bytes, names: Sequence[str]) -> list[int]:
+    found = {
+        symbol.name: symbol["st_value"]
+        for section in ELFFile(io.BytesIO(elf)).iter_sections()
+        if isinstance(section, SymbolTableSection)
+        for symbol in section.iter_symbols()
+    }
+    return [found[name] for name in names]

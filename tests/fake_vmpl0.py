@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A machine for the core's tests: the real RMP over a little sparse memory, and no CPU.
 
-The native stub is a loop here (`run`), the host answers the GHCB requests of a boot and solves size
-mismatches by PSMASH, and the guest is the test: it fills a VMSA and a calling area and looks at
-what comes back.
+The boot's stages are a few lines here (`_boot_stages`), the native kernel is a loop (`run`), the
+host answers the GHCB requests of a boot and solves size mismatches by PSMASH, and the guest is the
+test: it fills a VMSA and a calling area and looks at what comes back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TypeVar, cast
 
 from svsmd.core.core import Core, CoreConfig
 from svsmd.core.gate import GateAction, GateReason, Handler, Vmgexit
+from svsmd.core.guest_memory import subtract
+from svsmd.core.kernel_launch import KernelLaunch, MemoryRange
 from svsmd.core.launch_info import (
     EntryState,
     LaunchInfo,
@@ -76,6 +78,12 @@ SVSM_CPUID = SVSM_BASE + 0x8_1000
 SVSM_SECRETS = SVSM_BASE + 0x8_2000
 SVSM_VMSA = SVSM_BASE + 0x8_3000
 GUEST_CAA = SVSM_BASE + 0x8_4000
+SVSM_GHCB = SVSM_BASE + 0x8_5000
+SVSM_HEAP = SVSM_BASE + 0x8_6000
+"""What stage 2 has given out: the kernel-launch page, page tables, the loaded kernel."""
+KERNEL_LAUNCH = SVSM_HEAP
+PAGE_TABLES = SVSM_HEAP + 0x1000
+SVSM_FREE = SVSM_HEAP + 0x1_0000
 GUEST_CPUID = 0x1_3000
 GUEST_SECRETS = 0x1_4000
 KERNEL = 2 * MIB
@@ -86,8 +94,6 @@ GUEST_VMPL = Vmpl.VMPL2
 CORE_GATE = IMAGE_MAP + 0x1000
 CPU_START = IMAGE_MAP + 0x2345
 IMAGE = ImageLayout(IMAGE_MAP + 0x3000, IMAGE_MAP + 0x4000, IMAGE_MAP + 0x8000)
-BOOT_TABLES = SVSM_BASE + 0x5000
-"""What the native image has: the first GiB at PRIVATE_MAP."""
 _CR0 = int(Cr0.PG | Cr0.WP | Cr0.PE)
 _EFER = int(Efer.LME | Efer.LMA | Efer.NXE)
 ENTRY = EntryState(KERNEL + 0x100, 0x3_8000, 0x1_0000, 0x2_0000 | C_BIT, 0x1_5000, 0x1F)
@@ -117,6 +123,12 @@ INFO = LaunchInfo(
     guest_cpuid=Gpa(GUEST_CPUID),
     guest_secrets=Gpa(GUEST_SECRETS),
     guest_caa=Gpa(GUEST_CAA),
+    svsm_kernel=Gpa(SVSM_BASE + 0x1_0000),
+    svsm_kernel_size=0x1234,
+    svsm_archive=Gpa(SVSM_HEAP),
+    svsm_archive_size=0,
+    svsm_core_digest=Gpa(SVSM_BASE + 0x2_0000),
+    svsm_ghcb=Gpa(SVSM_GHCB),
     entry=ENTRY,
     ram=(RamRange(Gpa(0), RAM_SIZE),),
     validated=LAUNCHED,
@@ -162,7 +174,7 @@ class FakePort:
         self.machine = machine
         self.ticks = 0
         self.log: list[tuple[str, int]] = []
-        self.cr3 = BOOT_TABLES | C_BIT
+        self.cr3 = PAGE_TABLES | C_BIT
         self.cr4 = int(Cr4.PAE)
         self._walker = PageWalker(cast("PhysicalAccess", _TableMemory(machine)), 0)
         self._tlb = Tlb()
@@ -305,10 +317,6 @@ class FakeVmpl0:
             for gpa in range(launched.gpa, launched.gpa + launched.npages * PAGE_SIZE, PAGE_SIZE):
                 self.rmp.psmash(Spa(gpa & -HUGE_PAGE_SIZE))
                 self.rmp.firmware_update(Spa(gpa), validated=True)
-        pointers = BOOT_TABLES + PAGE_SIZE
-        slot = BOOT_TABLES + (PRIVATE_MAP >> 39 & 0x1FF) * 8
-        self.put(slot, (pointers | C_BIT | 0x63).to_bytes(8, "little"))
-        self.put(pointers, (C_BIT | 0xE3 | 1 << 63).to_bytes(8, "little"))
         self.put(KERNEL, KERNEL_BYTE * PAGE_SIZE)
         self.put(LAUNCH_INFO, self.info.to_page())
         secrets = SecretsPage()
@@ -320,6 +328,59 @@ class FakeVmpl0:
         cpuid = CpuidPage()
         cpuid.set_functions([CpuidFunction(0x8000_001F, 0, 0, 0, 0x1A, 0x27, 0, 0)])
         self.put(SVSM_CPUID, cpuid.tobytes())
+        self._boot_stages()
+
+    def _boot_stages(self) -> None:
+        """The SVSM's region as stage 2 leaves it: validated, a GHCB page, a kernel-launch page."""
+        launched = [v for v in self.info.validated if v.flags & LaunchRangeFlags.SVSM]
+        fresh = subtract(
+            [range(SVSM_BASE, RAM_SIZE)],
+            [range(v.gpa, v.gpa + v.npages * PAGE_SIZE) for v in launched],
+        )
+        for pages in fresh:
+            for gpa in range(pages.start, pages.stop, PAGE_SIZE):
+                self.rmp.firmware_update(Spa(gpa), validated=True)
+                # Nobody has cleared it.
+                self.put(gpa, b"\xcc" * PAGE_SIZE)
+        self.rmp.rmpupdate(Spa(SVSM_GHCB), RmpUpdate())
+        self.put(SVSM_GHCB, bytes(PAGE_SIZE))
+        self.ghcbs[0] = SVSM_GHCB
+        # The tables that the kernel starts with: the first GiB at PRIVATE_MAP.
+        self.put(PAGE_TABLES, bytes(2 * PAGE_SIZE))
+        pointers = PAGE_TABLES + PAGE_SIZE
+        slot = PAGE_TABLES + (PRIVATE_MAP >> 39 & 0x1FF) * 8
+        self.put(slot, (pointers | C_BIT | 0x63).to_bytes(8, "little"))
+        self.put(pointers, (C_BIT | 0xE3 | 1 << 63).to_bytes(8, "little"))
+        self.put(KERNEL_LAUNCH, self.kernel_launch().to_page())
+
+    def kernel_launch(self) -> KernelLaunch:
+        """What stage 2 tells the core."""
+
+        def part(base: int, size: int) -> MemoryRange:
+            return MemoryRange(Gpa(base), size)
+
+        return KernelLaunch(
+            cbit=C_BIT_POSITION,
+            ghcb_version=2,
+            hv_features=self.features,
+            launch_info=Gpa(LAUNCH_INFO),
+            ghcb=Gpa(SVSM_GHCB),
+            page_table=Gpa(PAGE_TABLES),
+            kernel_virt=IMAGE_MAP,
+            kernel_entry=IMAGE_MAP,
+            region=part(SVSM_BASE, RAM_SIZE - SVSM_BASE),
+            stages=part(SVSM_BASE, 0x1_0000),
+            kernel_file=part(self.info.svsm_kernel, self.info.svsm_kernel_size),
+            symbols=part(self.info.svsm_kernel, 0),
+            strings=part(self.info.svsm_kernel, 0),
+            archive=part(self.info.svsm_archive, self.info.svsm_archive_size),
+            heap=part(SVSM_HEAP, SVSM_FREE - SVSM_HEAP),
+            page_tables=part(PAGE_TABLES, 6 * PAGE_SIZE),
+            kernel=part(PAGE_TABLES + 6 * PAGE_SIZE, 9 * PAGE_SIZE),
+            core_digest=self.info.svsm_core_digest,
+            launched=0x84 * PAGE_SIZE,
+            validated=RAM_SIZE - SVSM_BASE - 0x85 * PAGE_SIZE,
+        )
 
     def offer(self, files: Mapping[str, bytes]) -> None:
         """What the host has in fw_cfg from now on."""
@@ -391,7 +452,7 @@ class FakeVmpl0:
         if call is None:
             call = FakeGateCall(self.ports[vcpu], vcpu)
             call.rbx = GateReason.AP if vcpu else GateReason.BOOT
-            call.rax = 0 if vcpu else LAUNCH_INFO
+            call.rax = 0 if vcpu else KERNEL_LAUNCH
             if (vcpu, 0) in self.vmsas:
                 started = self.vmsa(self.vmsas[vcpu, 0])
                 self.ports[vcpu].cr3, self.ports[vcpu].cr4 = started.rax, started.rcx
@@ -444,10 +505,6 @@ class FakeVmpl0:
 
     def _honest(self, vcpu: int, request: int) -> int:
         match ghcb_msr.parse_request(request):
-            case ghcb_msr.SevInfoRequest():
-                return ghcb_msr.sev_info_response(1, 2, C_BIT_POSITION)
-            case ghcb_msr.HvFeatures():
-                return ghcb_msr.hv_features_response(self.features)
             case ghcb_msr.PageStateChange(gfn, MsrPscOperation.SHARED):
                 spa = Spa(gfn << PAGE_SHIFT)
                 assert not self.rmp.rmpupdate(spa, RmpUpdate())

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from svsmd.config import MIB, MachineConfig
 from svsmd.core.page_entry import Mapping, PageFlags
-from svsmd.images import image_path
 from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import Ended, Idle, SliceEnd
 from svsmd.snp.silicon import GateCall
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize
-from svsmd.svsm_image import SvsmImage, load_svsm_image
+from svsmd.svsm_image import SvsmImage
 from tests.bare_machine import assemble
+from tests.svsm_image import built_svsm_image
 
 _P, _W, _U, _PS, _NX = 1, 2, 4, 0x80, 1 << 63
 _ADDRESS = ((1 << 40) - 1) & ~0xFFF & ~C_BIT
@@ -49,7 +49,7 @@ class Vmpl0Machine:
         self.machine: Machine = build_machine(config)
         self.svsm_lines: list[str] = []
         self.machine.on_svsm_console = lambda data: self.svsm_lines.append(data.decode())
-        self.image: SvsmImage = load_svsm_image(image_path("svsm").read_bytes())
+        self.image: SvsmImage = built_svsm_image()
         self.exceptions: list[TookException] = []
         self.cr3: dict[int, int] = {}
         self.at_gate: Callable[[int], None] = lambda vcpu: None

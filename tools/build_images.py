@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Build what svsmd has in native code: the guest images, and the twins of hot paths.
 
-    python tools/build_images.py [--cc CC] [demo] [svsm] [accel] [port_cells]
+    python tools/build_images.py [--cc CC] [demo] [stages] [svsm] [accel] [port_cells]
 
 Same sources and same compiler give the same bytes: no build id, no dates, no paths of this machine.
 A target that is newer than all its sources is left alone.
@@ -29,7 +29,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FREESTANDING: Final = (
     "-std=gnu11",
     "-ffreestanding",
-    "-fno-pic",
     "-mno-red-zone",
     "-mno-mmx",
     "-mno-sse",
@@ -45,11 +44,19 @@ FREESTANDING: Final = (
 )
 LINK: Final = (
     "-nostdlib",
-    "-static",
     "-Wl,--build-id=none",
     "-Wl,-z,max-page-size=0x1000",
     "-Wl,-z,noexecstack",
 )
+
+
+FIXED: Final = (("-fno-pic",), ("-static",))
+"""For the compiler and the linker: the image runs where it is linked."""
+MOVABLE: Final = (
+    ("-fpie", "-fvisibility=hidden"),
+    ("-pie", "-Wl,--no-dynamic-linker", "-Wl,-z,text", "-Wl,-z,norelro"),
+)
+"""The image runs anywhere, or is relocated by what loads it."""
 
 
 class BuildError(Exception):
@@ -68,6 +75,9 @@ class Image:
     """Sources that are linked first, in this order; the rest follows by name."""
     flags: tuple[str, ...] = ()
     """Of the compiler, beside FREESTANDING."""
+    movable: bool = False
+    headers: str | None = None
+    """Another directory where headers are looked for."""
 
     @property
     def output(self) -> Path:
@@ -82,7 +92,11 @@ class Image:
 
     def inputs(self) -> list[Path]:
         """All that the output depends on."""
-        return [path for path in (ROOT / self.directory).iterdir() if path.is_file()]
+        headers = [] if self.headers is None else (ROOT / self.headers).glob("*.h")
+        return [
+            *(path for path in (ROOT / self.directory).iterdir() if path.is_file()),
+            *headers,
+        ]
 
 
 IMAGES: Final = (
@@ -105,11 +119,21 @@ IMAGES: Final = (
         ),
     ),
     Image(
+        "stages",
+        "svsmd/core/native/stages",
+        "stages.lds",
+        "small",
+        first=("stage1.S", "entry.S"),
+        movable=True,
+        headers="svsmd/core/native",
+    ),
+    Image(
         "svsm",
         "svsmd/core/native",
         "svsm.lds",
-        "kernel",
+        "small",
         first=("start.S",),
+        movable=True,
         # The SVSM unwinds its own stacks (svsmd/core/backtrace).
         flags=(
             "-fno-omit-frame-pointer",
@@ -162,12 +186,15 @@ def build_image(image: Image, compiler: Sequence[str], output: Path | None = Non
     """Compile and link one image; returns its path (default: where svsmd looks for it)."""
     target = output or image.output
     script = f"{image.directory}/{image.linker_script}"
+    compile_flags, link_flags = MOVABLE if image.movable else FIXED
     common = (
         *FREESTANDING,
+        *compile_flags,
         *image.flags,
         f"-mcmodel={image.code_model}",
         f"-ffile-prefix-map={ROOT}=.",
         f"-I{image.directory}",
+        *(() if image.headers is None else (f"-I{image.headers}",)),
     )
     with tempfile.TemporaryDirectory(prefix="svsmd-build-") as scratch:
 
@@ -179,7 +206,7 @@ def build_image(image: Image, compiler: Sequence[str], output: Path | None = Non
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, image.sources()))
         linked = Path(scratch) / target.name
-        run([*compiler, *LINK, f"-Wl,-T,{script}", *objects, "-o", str(linked)])
+        run([*compiler, *LINK, *link_flags, f"-Wl,-T,{script}", *objects, "-o", str(linked)])
         install(linked, target)
     return target
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """From the first gate call of the boot CPU to a guest that is ready to run.
 
-In this order: read the launch info; validate the SVSM's own region; make page tables and go on in
-them; agree with the hypervisor and share a GHCB page with it; validate the rest of the memory and
-grant it to the guest; give the guest its copies of the secrets and the CPUID page; write the VMSA
-of its boot CPU.
+The SVSM's own region is valid by then, and this vCPU has a GHCB: that is stage 2's work, and the
+kernel-launch page says what it has left where. In this order: read that page and the launch info;
+make page tables and go on in them; validate the rest of the memory and grant it to the guest; give
+the guest its copies of the secrets and the CPUID page; write the VMSA of its boot CPU.
 
 The host decides what it puts at each address, so every page is either one that LAUNCH_UPDATE has
 put there (measured, validated already), or one that PVALIDATE changes from invalid to valid here
@@ -30,10 +30,12 @@ from svsmd.core.access import (
     rmpadjust,
     store,
     zero,
+    zero_own,
 )
 from svsmd.core.gate import Handler, Preempt, StartCpu, SvsmPanic
 from svsmd.core.guest_memory import GuestMemory, subtract
-from svsmd.core.hypervisor import ApCreationRequest, ap_creation, negotiate, set_up_ghcb
+from svsmd.core.hypervisor import ApCreationRequest, ap_creation, check_features
+from svsmd.core.kernel_launch import KernelLaunch, KernelLaunchError
 from svsmd.core.launch_info import LaunchInfo, LaunchInfoError, LaunchRangeFlags
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
@@ -70,9 +72,6 @@ CPUID_SMAP: Final = 1 << 20
 CPUID_SVSM_PRESENT: Final = 1 << 28
 """Bit of its EAX that says that the guest runs under an SVSM (58019, section 3)."""
 
-DYNAMIC_OFFSET: Final = 0x10_0000
-"""Offset in the SVSM's region from which on the core allocates."""
-
 TOO_SMALL: Final = "the SVSM region is too small for this machine"
 
 VMSA_OF_SVSM: Final = int(RmpAttributes.VMSA) | Vmpl.VMPL1
@@ -85,6 +84,7 @@ class Machine:
     """What boot found out and set up."""
 
     launch: LaunchInfo
+    kernel: KernelLaunch
     memory: GuestMemory
     pages: PageAllocator
     maps: KernelMaps
@@ -120,6 +120,14 @@ class GuestSequenceNumbers(NamedTuple):
         secrets.msg_seqno_2, secrets.msg_seqno_3 = self.vmpck2, self.vmpck3
 
 
+def read_kernel_launch(cpu: PerCpu, gpa: int) -> KernelLaunch:
+    """The kernel-launch page; panics if stage 2 and this core do not belong together."""
+    try:
+        return KernelLaunch.from_page(load_own(cpu, gpa, PAGE_SIZE))
+    except KernelLaunchError as error:
+        raise SvsmPanic(f"the kernel launch is wrong: {error}") from error
+
+
 def read_launch_info(cpu: PerCpu, gpa: int) -> LaunchInfo:
     """The launch-info page; panics if it holds what no launcher may write."""
     try:
@@ -149,12 +157,28 @@ def read_sev_state(cpu: PerCpu, launch: LaunchInfo) -> SevState:
     return SevState(features, own.guest_tsc_scale, own.guest_tsc_offset)
 
 
-def make_allocator(cpu: PerCpu, region: range, *, poison: bool) -> PageAllocator:
-    """The allocator of all pages of the region behind what was launched."""
-    info = Gpa(region.start + DYNAMIC_OFFSET)
-    if info + PageAllocator.info_nbytes(region) > region.stop:
+def make_allocator(
+    cpu: PerCpu, launch: LaunchInfo, kernel: KernelLaunch, *, poison: bool
+) -> PageAllocator:
+    """The allocator of all pages of the region that nobody has.
+
+    What stage 2 alone has used is free again, but for its page tables, which are in use.
+    """
+    region = range(launch.svsm_base, launch.svsm_base + launch.svsm_size)
+    info, nbytes = Gpa(kernel.free.start), PageAllocator.info_nbytes(region)
+    if info + nbytes > region.stop:
         raise SvsmPanic(TOO_SMALL)
-    return PageAllocator(cpu, region, [range(region.start, info)], info, poison=poison)
+    zero_own(cpu, info, nbytes)
+    pages = (
+        launch.svsm_vmsa, launch.svsm_cpuid, launch.svsm_secrets, launch.guest_caa,
+        kernel.launch_info, kernel.ghcb, kernel.core_digest,
+    )  # fmt: skip
+    parts = (kernel.kernel_file, kernel.archive, kernel.page_tables, kernel.kernel)
+    reserved = [range(gpa, gpa + PAGE_SIZE) for gpa in pages]
+    reserved += [part.pages for part in parts if part.size]
+    return PageAllocator(
+        cpu, region, [r for r in reserved if r.start in region], info, poison=poison
+    )
 
 
 def memory_report(pages: PageAllocator) -> str:
@@ -180,35 +204,58 @@ def choose_cr4(cpu: PerCpu, launch: LaunchInfo) -> int:
 
 
 def _make_tables(
-    cpu: PerCpu, launch: LaunchInfo, pages: PageAllocator, image: ImageLayout, cr4: int
+    cpu: PerCpu,
+    launch: LaunchInfo,
+    kernel: KernelLaunch,
+    pages: PageAllocator,
+    image: ImageLayout,
+    cr4: int,
 ) -> Handler[KernelMaps]:
     """Make the core's page tables, and run on in them on the boot CPU."""
     region = range(launch.svsm_base, launch.svsm_base + launch.svsm_size)
-    not_own = {page for page in (launch.svsm_vmsa, launch.guest_caa) if page in region}
-    maps = KernelMaps(cpu, pages, region, image, not_own)
+    apart = [launch.svsm_vmsa, launch.guest_caa, kernel.ghcb]
+    holes = [range(gpa, gpa + PAGE_SIZE) for gpa in apart] + [kernel.kernel.pages]
+    maps = KernelMaps(cpu, pages, subtract([region], holes), image, kernel.kernel.base)
     area = CpuArea(cpu, maps)
     yield StartCpu(area.cr3, cr4)
     area.enter(cpu)
+    area.map_ghcb(cpu, kernel.ghcb)
+    cpu.ghcb = kernel.ghcb
+    pages.release(cpu, kernel.page_tables.pages)
     return maps
 
 
 def boot(
-    cpu: PerCpu, launch: LaunchInfo, image: ImageLayout, log: CoreLog, *, poison: bool = False
+    cpu: PerCpu,
+    launch: LaunchInfo,
+    kernel: KernelLaunch,
+    image: ImageLayout,
+    log: CoreLog,
+    *,
+    poison: bool = False,
 ) -> Handler[Machine]:
     """Set the machine up on the boot CPU, whose `world` is the guest's when this returns.
 
     `poison` is the page allocator's debug option.
     """
     try:
-        return (yield from _boot(cpu, launch, image, log, poison))
+        return (yield from _boot(cpu, launch, kernel, image, log, poison))
     except OutOfMemory as error:
         raise SvsmPanic(TOO_SMALL) from error
 
 
 def _boot(
-    cpu: PerCpu, launch: LaunchInfo, image: ImageLayout, log: CoreLog, poison: bool
+    cpu: PerCpu,
+    launch: LaunchInfo,
+    kernel: KernelLaunch,
+    image: ImageLayout,
+    log: CoreLog,
+    poison: bool,
 ) -> Handler[Machine]:
     sev = read_sev_state(cpu, launch)
+    if kernel.region != (launch.svsm_base, launch.svsm_size):
+        raise SvsmPanic("the kernel launch and the launch info speak of different regions")
+    check_features(kernel.hv_features)
     vmpl = Vmpl(launch.guest_vmpl)
     ram = [range(r.base, r.base + r.size) for r in launch.ram]
     region = range(launch.svsm_base, launch.svsm_base + launch.svsm_size)
@@ -218,19 +265,11 @@ def _boot(
         for pages, v in zip(launched, launch.validated, strict=True)
         if v.flags & LaunchRangeFlags.SVSM
     ]
-    # The tables that the image starts with map the region as its own map later does, whole.
+    # The tables that stage 2 has made map the region as its own map later does, whole.
     cpu.windows.append(Window(region.start, region.stop, PRIVATE_MAP + region.start))
-    for fresh in subtract([region], launched):
-        for gpa, size in pieces(fresh):
-            yield from validate(cpu, gpa, size)
-
     cr4 = choose_cr4(cpu, launch)
-    pages = make_allocator(cpu, region, poison=poison)
-    maps = yield from _make_tables(cpu, launch, pages, image, cr4)
-    features = yield from negotiate()
-    yield from set_up_ghcb(cpu, maps)
-    log.write(f"GHCB protocol 2, hypervisor features {features:#x}")
-
+    pages = make_allocator(cpu, launch, kernel, poison=poison)
+    maps = yield from _make_tables(cpu, launch, kernel, pages, image, cr4)
     bitmap = ValidationBitmap(cpu, ram, pages)
     owned = subtract(ram, [region, *svsm_launched])
     memory = GuestMemory(owned, launch.guest_caa, bitmap, pages)
@@ -242,7 +281,7 @@ def _boot(
     log.write(f"{total >> 20} MiB of {sum(len(r) for r in ram) >> 20} MiB granted to VMPL{vmpl}")
 
     guest_vmsa = maps.allocate_apart(cpu, PageKind.VMSA)
-    machine = Machine(launch, memory, pages, maps, cr4, vmpl, sev, guest_vmsa)
+    machine = Machine(launch, kernel, memory, pages, maps, cr4, vmpl, sev, guest_vmsa)
     yield from copy_pages(cpu, machine, GuestSequenceNumbers())
     yield from make_guest(cpu, machine)
     log.write(f"guest starts at {launch.entry.rip:#x}")

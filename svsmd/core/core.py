@@ -4,7 +4,8 @@
 `Core.gate_entry` and `Core.exception_entry` are what the machine registers with the silicon for the
 stub's two gate instructions. Nothing else goes in, and `log` is all that comes out.
 
-Spec: 58019 (SVSM); the boot protocol with the stub is `svsmd/core/native/layout.h`.
+Spec: 58019 (SVSM); the gate is described in `svsmd/core/native/layout.h`, what the boot leaves in
+`kernel_launch.h` beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Never
 
-from svsmd.core.access import store_own
+from svsmd.core.access import load_own, store_own
 from svsmd.core.backtrace.exception_frame import vector_name
 from svsmd.core.backtrace.symbols import Symbols
 from svsmd.core.boot import (
@@ -21,6 +22,7 @@ from svsmd.core.boot import (
     Machine,
     boot,
     memory_report,
+    read_kernel_launch,
     read_launch_info,
     start_ap,
 )
@@ -47,15 +49,13 @@ MAX_LATER_EXCEPTIONS: Final = 4
 class CoreConfig:
     """What the core has to know of the native image, and who listens to its log.
 
-    `cpu_start` is the GVA of the image's symbol svsm_cpu_start, `image` where its parts end, `elf`
-    its file, for the symbols of a backtrace (empty: there are none). Everything about the machine
-    comes from the measured launch-info page instead. With `poison` freed memory of the SVSM is
-    filled, and looked at when it is used again.
+    `cpu_start` is the GVA of the kernel's symbol svsm_cpu_start, `image` where its parts end.
+    Everything about the machine comes from the measured launch-info page and from stage 2 instead.
+    With `poison` freed memory of the SVSM is filled, and looked at when it is used again.
     """
 
     cpu_start: int
     image: ImageLayout
-    elf: bytes = b""
     on_log: Callable[[str], None] | None = None
     poison: bool = False
 
@@ -67,7 +67,7 @@ class Core:
         self._config = config
         self.log: Final = CoreLog(config.on_log)
         self._gate = Gate(self._start, lambda: terminate_request(self._reason), self._panic)
-        self._symbols = Symbols(config.elf) if config.elf else None
+        self._symbols: Symbols | None = None
         self._cpus: dict[int, PerCpu] = {}
         self._protocols: dict[int, CallProtocol] = {}
         self._machine: Machine | None = None
@@ -132,12 +132,15 @@ class Core:
             return self._run_ap(known)
         raise SvsmPanic(f"vCPU {call.vcpu} starts for reason {call.rbx}, which is not its turn")
 
-    def _run_boot_cpu(self, cpu: PerCpu, launch_info: int) -> Handler[Never]:
-        launch = read_launch_info(cpu, launch_info)
+    def _run_boot_cpu(self, cpu: PerCpu, kernel_launch: int) -> Handler[Never]:
+        kernel = read_kernel_launch(cpu, kernel_launch)
+        launch = read_launch_info(cpu, kernel.launch_info)
         self._secrets = launch.svsm_secrets
         self.log.write(f"SVSM at {launch.svsm_base:#x}, {launch.cpu_count} vCPUs")
+        # For backtraces: read now, as there may be no memory to trust when one is wanted.
+        self._symbols = Symbols(load_own(cpu, *kernel.kernel_file))
         machine = self._machine = yield from boot(
-            cpu, launch, self._config.image, self.log, poison=self._config.poison
+            cpu, launch, kernel, self._config.image, self.log, poison=self._config.poison
         )
         others = [apic_id for apic_id in range(launch.cpu_count) if apic_id != cpu.apic_id]
         for apic_id in others:

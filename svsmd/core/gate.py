@@ -49,7 +49,7 @@ class GateReason(IntEnum):
     VMGEXIT = 0
     """RAX is the GHCB MSR after VMGEXIT."""
     BOOT = 1
-    """First call of the boot CPU; RAX is the GPA of the launch-info page."""
+    """First call of the boot CPU; RAX is the GPA of the kernel-launch page."""
     AP = 2
     """First call of another CPU."""
     LOOP = 3

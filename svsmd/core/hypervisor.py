@@ -20,7 +20,6 @@ from svsmd.core.percpu import PerCpu
 from svsmd.snp import ghcb_msr
 from svsmd.snp.bits import Bits, Register64
 from svsmd.snp.ghcb import (
-    GHCB_VERSION_MAX,
     Ghcb,
     GhcbExit,
     GhcbInputError,
@@ -29,7 +28,7 @@ from svsmd.snp.ghcb import (
 )
 from svsmd.snp.ghcb_msr import GhcbInfo, HvFeature, MsrPscOperation, Terminate, UnexpectedResponse
 from svsmd.snp.rmp import RmpReturn
-from svsmd.snp.types import C_BIT_POSITION, PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Vmpl
+from svsmd.snp.types import PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Vmpl
 
 SVSM_REASON_SET: Final = 2
 """Reason code set of this SVSM (56421, table 1: sets other than 0 belong to the guest's software).
@@ -39,7 +38,7 @@ Linux has taken 1; a log that shows set 2 therefore speaks of the SVSM.
 
 
 class SvsmReason(IntEnum):
-    """Reason codes of `SVSM_REASON_SET`."""
+    """Reason codes of `SVSM_REASON_SET`; those from 3 on are of the boot (SVSM_REASON_*)."""
 
     PANIC = 0
     """The SVSM's log says why."""
@@ -47,6 +46,14 @@ class SvsmReason(IntEnum):
     """The native part at VMPL0 took an exception."""
     PAYLOAD = 2
     """The host restarts the guest with other pages than those that were measured at launch."""
+    LAUNCH = 3
+    """Stage 1: launch info, CPUID page and SEV_STATUS do not fit together."""
+    GHCB = 4
+    """Stage 2 cannot agree on a GHCB with the host, and so has no log."""
+    STAGE2 = 5
+    """Stage 2 panicked; its log says why."""
+    VALIDATION = 6
+    """Stage 2: a page of the SVSM's region is not as the host has to leave it."""
 
 
 MSR_WRITE: Final = 1
@@ -77,23 +84,10 @@ def terminate_request(reason: SvsmReason) -> int:
     return Terminate(SVSM_REASON_SET, reason).encode()
 
 
-def negotiate() -> Handler[HvFeature]:
-    """Agree on the protocol's version, and return the hypervisor's features."""
-    try:
-        info = ghcb_msr.parse_sev_info((yield Vmgexit(ghcb_msr.SevInfoRequest().encode())))
-        features = ghcb_msr.parse_hv_features((yield Vmgexit(ghcb_msr.HvFeatures().encode())))
-    except UnexpectedResponse as error:
-        raise SvsmPanic(f"the hypervisor breaks the GHCB protocol: {error}") from error
-    if not info.version_min <= GHCB_VERSION_MAX <= info.version_max:
-        raise SvsmPanic(
-            f"the hypervisor speaks GHCB protocol {info.version_min} to {info.version_max}, "
-            f"not {GHCB_VERSION_MAX}"
-        )
-    if info.c_bit != C_BIT_POSITION:
-        raise SvsmPanic(f"the hypervisor says that the C-bit is {info.c_bit}")
+def check_features(features: HvFeature) -> None:
+    """Panic unless the hypervisor has all that the SVSM cannot do without."""
     if features & REQUIRED_FEATURES != REQUIRED_FEATURES:
         raise SvsmPanic(f"the hypervisor lacks features: it has {features:#x}")
-    return features
 
 
 def make_shared(cpu: PerCpu, gpa: int) -> Handler[None]:

@@ -16,11 +16,11 @@ from typing import Final, Self
 from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_MASK, PAGE_SIZE, Gpa
 
 LAUNCH_INFO_MAGIC: Final = b"SVSMDLI1"
-LAUNCH_INFO_VERSION: Final = 2
+LAUNCH_INFO_VERSION: Final = 3
 MAX_RAM_RANGES: Final = 8
 MAX_VALIDATED_RANGES: Final = 16
 
-_HEADER: Final = struct.Struct("<8s6I8Q")
+_HEADER: Final = struct.Struct("<8s6I14Q")
 _ENTRY: Final = struct.Struct("<5QII")
 _RAM: Final = struct.Struct("<QQ")
 _COUNT: Final = struct.Struct("<II")
@@ -103,6 +103,12 @@ class LaunchInfo:
     guest_cpuid: Gpa
     guest_secrets: Gpa
     guest_caa: Gpa
+    svsm_kernel: Gpa
+    svsm_kernel_size: int
+    svsm_archive: Gpa
+    svsm_archive_size: int
+    svsm_core_digest: Gpa
+    svsm_ghcb: Gpa
     entry: EntryState
     ram: tuple[RamRange, ...]
     validated: tuple[ValidatedRange, ...]
@@ -128,6 +134,12 @@ class LaunchInfo:
                 self.guest_cpuid,
                 self.guest_secrets,
                 self.guest_caa,
+                self.svsm_kernel,
+                self.svsm_kernel_size,
+                self.svsm_archive,
+                self.svsm_archive_size,
+                self.svsm_core_digest,
+                self.svsm_ghcb,
             ),
             _ENTRY.pack(
                 entry.rip,
@@ -167,6 +179,12 @@ class LaunchInfo:
             guest_cpuid,
             guest_secrets,
             guest_caa,
+            svsm_kernel,
+            svsm_kernel_size,
+            svsm_archive,
+            svsm_archive_size,
+            svsm_core_digest,
+            svsm_ghcb,
         ) = _HEADER.unpack_from(page, 0)
         if magic != LAUNCH_INFO_MAGIC:
             raise LaunchInfoError("launch info has no magic")
@@ -208,6 +226,12 @@ class LaunchInfo:
             guest_cpuid=guest_cpuid,
             guest_secrets=guest_secrets,
             guest_caa=guest_caa,
+            svsm_kernel=svsm_kernel,
+            svsm_kernel_size=svsm_kernel_size,
+            svsm_archive=svsm_archive,
+            svsm_archive_size=svsm_archive_size,
+            svsm_core_digest=svsm_core_digest,
+            svsm_ghcb=svsm_ghcb,
             entry=EntryState(*registers),
             ram=ram,
             validated=validated,
@@ -237,7 +261,16 @@ class LaunchInfo:
             self.guest_cpuid,
             self.guest_secrets,
             self.guest_caa,
+            self.svsm_core_digest,
+            self.svsm_ghcb,
         )
+        files = (
+            (self.svsm_kernel, self.svsm_kernel_size),
+            (self.svsm_archive, self.svsm_archive_size),
+        )
+        for base, size in files:
+            if base & PAGE_MASK or not self._in_region(base, size):
+                raise LaunchInfoError(f"file {base:#x}, {size:#x} bytes, is not in the SVSM region")
         spans += [(gpa, PAGE_SIZE) for gpa in pages]
         for base, size in spans:
             if (base | size) & PAGE_MASK or not size or base + size > 1 << self.cbit:
@@ -247,6 +280,9 @@ class LaunchInfo:
         for base, size in spans[len(self.ram) :]:
             if not self._is_ram(base, size):
                 raise LaunchInfoError(f"range {base:#x}, {size:#x} bytes, is not RAM")
+
+    def _in_region(self, base: int, size: int) -> bool:
+        return self.svsm_base <= base and base + size <= self.svsm_base + self.svsm_size
 
     def _is_ram(self, base: int, size: int) -> bool:
         return any(r.base <= base and base + size <= r.base + r.size for r in self.ram)

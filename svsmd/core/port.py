@@ -18,7 +18,7 @@ PRIVATE_MAP: Final = 0xFFFF_8000_0000_0000
 PERCPU_MAP: Final = 0xFFFF_FF00_0000_0000
 """The area of the CPU that looks, `svsmd/core/paging/cpu_area.py` (SVSM_PERCPU_MAP)."""
 IMAGE_MAP: Final = 0xFFFF_FFFF_8000_0000
-"""Where the native image is linked; it lies at the start of the SVSM region (SVSM_IMAGE_VIRT)."""
+"""Where the native kernel is linked and mapped (SVSM_IMAGE_VIRT)."""
 
 
 class Port(Protocol):

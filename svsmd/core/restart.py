@@ -163,6 +163,7 @@ class Restarter:
         """
         pages, validated = self._machine.pages, self._machine.memory.validated
         while (gpa := pages.withdraw(cpu)) is not None:
+            self._machine.maps.unmap_own(cpu, gpa, 1)
             validated.set(cpu, gpa, 1, True)
         if pages.deposited:
             raise RestartRefused(f"{pages.deposited} pages of the guest's deposits are in use")

@@ -112,6 +112,8 @@ class Hypervisor:
         )
         self.port_cells: Final = _port_cells(silicon, platform)
         # Volatile state.
+        self.exiting: Vmpl | None = None
+        """Whose VMGEXIT was served last, or is being served."""
         self._end: End | None = None
         self._interrupted: tuple[Vcpu, int] | None = None
         """The VMRUN that a debugger stopped: its vCPU and deadline."""
@@ -255,6 +257,7 @@ class Hypervisor:
         return exit_
 
     def _vmgexit(self, vcpu: Vcpu, world: World) -> End | None:
+        self.exiting = world.vmpl
         if world.vmcb.ghcb_msr & PAGE_MASK:
             return self._msr_exits.handle(vcpu, world)
         return self._ghcb_exits.handle(vcpu, world)

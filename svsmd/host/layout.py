@@ -84,18 +84,25 @@ class SvsmRegion:
     SECRETS_OFFSET = 0x8_2000
     VMSA_OFFSET = 0x8_3000
     CAA_OFFSET = 0x8_4000
-    DYNAMIC_OFFSET = 0x10_0000
+    GHCB_OFFSET = 0x8_5000
+    ARCHIVE_OFFSET = 0x8_6000
+    OWN_SIZE = 0x10_0000
+    """What it takes without archive and what grows with the machine."""
 
     @classmethod
-    def at_top_of(cls, memory: Sequence[range], ncpus: int = 1) -> SvsmRegion:
+    def at_top_of(
+        cls, memory: Sequence[range], ncpus: int = 1, archive_size: int = 0
+    ) -> SvsmRegion:
         """The region of a machine with this RAM and so many CPUs: the top of low memory.
+
+        *archive_size* are the bytes of the modules' archive.
 
         :raises LoaderError: there is no room for it above 1 MiB.
         """
         # At most one bit for each page of RAM says whether it is validated, in whole pages.
         bitmap = sum(-(-len(ram) // (PAGE_SIZE * 8)) + 2 * PAGE_SIZE for ram in memory)
         pages = ncpus * _SVSM_PAGES_PER_CPU + _SVSM_SHARED_PAGES
-        needed = cls.DYNAMIC_OFFSET + bitmap + pages * PAGE_SIZE
+        needed = cls.OWN_SIZE + archive_size + bitmap + pages * PAGE_SIZE
         # Page information: 16 bytes for each page of the region.
         needed += needed // 128
         size = max(SVSM_REGION_SIZE, (needed + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE)
@@ -114,7 +121,7 @@ class SvsmRegion:
 
     @property
     def image(self) -> Gpa:
-        """Native SVSM image, at most `SVSM_IMAGE_MAX_SIZE` bytes."""
+        """Stages of the boot, kernel and digest page, at most `SVSM_IMAGE_MAX_SIZE` bytes."""
         return self.base
 
     @property
@@ -143,9 +150,14 @@ class SvsmRegion:
         return Gpa(self.base + self.CAA_OFFSET)
 
     @property
-    def dynamic(self) -> range:
-        """Pages that the SVSM allocates from."""
-        return range(self.base + self.DYNAMIC_OFFSET, self.end)
+    def ghcb(self) -> Gpa:
+        """GHCB of the boot CPU: not launched, shared by stage 2."""
+        return Gpa(self.base + self.GHCB_OFFSET)
+
+    @property
+    def archive(self) -> Gpa:
+        """The modules' archive; what lies behind it the SVSM gives out to itself."""
+        return Gpa(self.base + self.ARCHIVE_OFFSET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

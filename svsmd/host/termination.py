@@ -33,6 +33,10 @@ REASONS: Final[dict[int, tuple[str, ...]]] = {
         "it panicked, and its log says why",
         "it took an exception",
         "the host restarts its guest with other pages than those of the launch",
+        "its first stage finds launch info, CPUID page and SEV_STATUS that do not fit together",
+        "its second stage and the host do not agree on a GHCB",
+        "its second stage panicked, and its log says why",
+        "a page of its memory is not as the host has to leave it",
     ),
 }
 """By set and code."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The compiled guest code that ships with svsmd: ``demo.elf`` and ``svsm.elf``.
+"""The compiled guest code that ships with svsmd: ``demo.elf``, ``stages.elf`` and ``svsm.elf``.
 
 ``tools/build_images.py`` makes them; the build of the wheel (and of an editable install) runs it.
 """
@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-IMAGES: Final = ("demo", "svsm")
-"""Names that `image_path` knows: the demo guest, and the native part of the SVSM."""
+IMAGES: Final = ("demo", "stages", "svsm")
+"""Names that `image_path` knows: the demo guest, the SVSM's two boot stages, and its kernel."""
 
 
 class ImageMissingError(FileNotFoundError):

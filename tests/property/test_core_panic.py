@@ -25,8 +25,8 @@ from svsmd.images import image_path
 from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import DebugEvent, Ended, Idle
 from svsmd.snp.types import PAGE_SIZE
-from svsmd.svsm_image import load_svsm_image
 from tests.fake_vmpl0 import SVSM_BASE, SVSM_SECRETS, FakeVmpl0
+from tests.svsm_image import built_svsm_image
 
 STACK = PRIVATE_MAP + SVSM_BASE + 3 * MIB
 STACK_WORDS = 64
@@ -134,7 +134,7 @@ def _run_to(machine: Machine, address: int, times: int) -> None:
 def test_registers_of_the_native_image(rip: int, registers: dict[str, int]) -> None:
     """Whatever the native code runs into, the machine is there, and ends where it panicked."""
     machine = build_machine(_CONFIG)
-    stub = load_svsm_image(image_path("svsm").read_bytes())
+    stub = built_svsm_image()
     # The second time the launch info has been read: the core knows its secrets page.
     _run_to(machine, stub.core_gate, 2)
     world = machine.hypervisor.vcpus[0].world

@@ -28,11 +28,13 @@ from tests.fake_vmpl0 import (
     INFO,
     KERNEL,
     KERNEL_BYTE,
+    KERNEL_LAUNCH,
     KEYS,
     LAUNCH_INFO,
     MIB,
     RAM_SIZE,
     SVSM_BASE,
+    SVSM_GHCB,
     SVSM_SECRETS,
     TSC_OFFSET,
     TSC_SCALE,
@@ -49,7 +51,16 @@ def machine() -> FakeVmpl0:
 
 def boot_ends(machine: FakeVmpl0) -> str:
     """Boot into a panic; returns its message."""
-    assert machine.run(0) == "end"
+    return ends(machine, 0)
+
+
+def ap_start_ends(machine: FakeVmpl0) -> str:
+    """The second vCPU starts into a panic."""
+    return ends(machine, 1)
+
+
+def ends(machine: FakeVmpl0, vcpu: int) -> str:
+    assert machine.run(vcpu) == "end"
     assert machine.terminated == ghcb_msr.Terminate(SVSM_REASON_SET, SvsmReason.PANIC)
     assert machine.core.panicked
     return next(line for line in machine.core.log.lines if line.startswith("panic"))
@@ -176,16 +187,31 @@ def test_launch_info_that_names_another_vmsa_is_a_panic() -> None:
     assert "is not the one that runs" in boot_ends(machine)
 
 
-def test_ghcb_page_of_the_svsm_is_the_hosts(machine: FakeVmpl0) -> None:
+def test_boot_cpu_uses_the_ghcb_of_stage_2_and_others_get_one(machine: FakeVmpl0) -> None:
     machine.boot()
-    gpa = machine.ghcbs[0]
-    assert SVSM_BASE <= gpa < RAM_SIZE
-    ghcb = machine.rmp.lookup(gpa)
-    assert ghcb is not None
-    assert not ghcb.assigned
-    behind = machine.rmp.lookup(gpa + PAGE_SIZE)
-    assert behind is not None
-    assert behind.validated
+    shared = []
+    for gpa in range(SVSM_BASE, SVSM_BASE + 4 * MIB, PAGE_SIZE):
+        entry = machine.rmp.lookup(gpa)
+        assert entry is not None
+        if not entry.assigned:
+            shared.append(gpa)
+        else:
+            assert entry.validated
+    assert shared == sorted(machine.ghcbs.values())
+    assert machine.ghcbs[0] == SVSM_GHCB
+    assert len(shared) == 2
+
+
+def test_the_svsms_own_region_is_not_validated_again(machine: FakeVmpl0) -> None:
+    machine.boot()
+    assert all(gpa < SVSM_BASE for what, gpa in machine.ports[0].log if what == "validate")
+
+
+@pytest.mark.parametrize(("offset", "value"), [(0, 0), (8, 2), (0x20, 1), (0x50, MIB), (0x28, 1)])
+def test_kernel_launch_of_another_stage_2_is_a_panic(offset: int, value: int) -> None:
+    machine = FakeVmpl0()
+    machine.put(KERNEL_LAUNCH + offset, value.to_bytes(8, "little"))
+    assert "kernel launch" in boot_ends(machine)
 
 
 def test_page_that_is_valid_already_is_a_panic(machine: FakeVmpl0) -> None:
@@ -208,21 +234,22 @@ def test_hypervisor_without_a_needed_feature_is_a_panic(missing: HvFeature) -> N
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        (ghcb_msr.GhcbInfo.SEV_INFO_REQUEST, "breaks the GHCB protocol"),
         (ghcb_msr.GhcbInfo.PSC_REQUEST, "breaks the GHCB protocol"),
         (ghcb_msr.GhcbInfo.REGISTER_GPA_REQUEST, "breaks the GHCB protocol"),
     ],
 )
 def test_hypervisor_that_does_not_answer_is_a_panic(info: ghcb_msr.GhcbInfo, message: str) -> None:
     machine = FakeVmpl0(answer=lambda request: request if request & 0xFFF == info else None)
-    assert message in boot_ends(machine)
+    assert machine.run(0) == "guest"
+    assert message in ap_start_ends(machine)
 
 
 def test_refused_ghcb_is_a_panic() -> None:
     refusal = ghcb_msr.register_gpa_response(ghcb_msr.GHCB_GPA_REFUSED)
     request = ghcb_msr.GhcbInfo.REGISTER_GPA_REQUEST
     machine = FakeVmpl0(answer=lambda value: refusal if value & 0xFFF == request else None)
-    assert "refuses the GHCB" in boot_ends(machine)
+    assert machine.run(0) == "guest"
+    assert "refuses the GHCB" in ap_start_ends(machine)
 
 
 def test_panic_wipes_the_keys(machine: FakeVmpl0) -> None:

@@ -151,7 +151,7 @@ def test_no_restart_while_the_svsm_uses_deposits(machine: FakeVmpl0) -> None:
     assert machine.core.machine is not None
     pages, cpu = machine.core.machine.pages, machine.core.cpus[0]
     mine = [pages.allocate(cpu)]
-    while mine[-1] > SVSM_BASE:
+    while mine[-1] >= SVSM_BASE:
         mine.append(pages.allocate(cpu))
     used = mine.pop()
     for gpa in mine:

@@ -237,19 +237,28 @@ def test_ram_ranges_leave_the_hole():
     assert ram_ranges(4 * GIB) == (range(3 * GIB), range(4 * GIB, 5 * GIB))
 
 
+def test_svsm_region_has_room_for_the_archive():
+    small = SvsmRegion.at_top_of(ram_ranges(512 * MIB))
+    large = SvsmRegion.at_top_of(ram_ranges(512 * MIB), archive_size=5 * MIB)
+    assert large.size == small.size + 4 * MIB
+    assert large.end - large.archive - 5 * MIB > MIB
+
+
 def test_svsm_region_is_the_aligned_top_of_low_memory():
     assert SVSM.base == 508 * MIB
     assert SvsmRegion.at_top_of(ram_ranges(8 * GIB)).base == 3 * GIB - 4 * MIB
-    offsets = (SVSM.launch_info, SVSM.cpuid, SVSM.secrets, SVSM.vmsa, SVSM.caa)
+    offsets = (
+        SVSM.launch_info, SVSM.cpuid, SVSM.secrets, SVSM.vmsa, SVSM.caa, SVSM.ghcb, SVSM.archive,
+    )  # fmt: skip
     assert [offset - SVSM.base for offset in offsets] == [
-        0x8_0000, 0x8_1000, 0x8_2000, 0x8_3000, 0x8_4000,
+        0x8_0000, 0x8_1000, 0x8_2000, 0x8_3000, 0x8_4000, 0x8_5000, 0x8_6000,
     ]  # fmt: skip
     for ram, ncpus, mib in ((512 * MIB, 255, 8), (256 * GIB, 1, 10), (256 * GIB, 255, 16)):
         region = SvsmRegion.at_top_of(ram_ranges(ram), ncpus)
         assert region.size == mib * MIB
         assert region.end == min(ram, 3 * GIB)
-        assert len(region.dynamic) > 6 * ncpus * 4096 + ram // 4096 // 8
-    assert SVSM.dynamic == range(SVSM.base + 0x10_0000, 512 * MIB)
+        assert region.end - region.archive > 6 * ncpus * 4096 + ram // 4096 // 8
+    assert SVSM.end == 512 * MIB
     with pytest.raises(LoaderError, match="too little memory"):
         SvsmRegion.at_top_of(ram_ranges(4 * MIB))
 

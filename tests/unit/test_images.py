@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+from elftools.elf.segments import Segment
 
 from svsmd import images
+from svsmd.errors import UserError
 from svsmd.images import IMAGES, ImageMissingError, image_path
+from svsmd.svsm_image import load_svsm_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools import build_images
@@ -45,15 +49,28 @@ def test_is_a_static_x86_64_program(name: str) -> None:
     file = elf(name)
     assert file.elfclass == 64
     assert file["e_machine"] == "EM_X86_64"
-    assert file["e_type"] == "ET_EXEC"
-    assert {segment["p_type"] for segment in file.iter_segments()} == {"PT_LOAD"}
-    assert not any(section.name.startswith(".rela") for section in file.iter_sections())
+    assert file["e_type"] in ({"ET_EXEC"} if name == "demo" else {"ET_EXEC", "ET_DYN"})
+    kinds = {segment["p_type"] for segment in file.iter_segments()}
+    assert kinds == {"PT_LOAD"} | ({"PT_DYNAMIC"} if name == "svsm" else set())
+    if name != "svsm":
+        assert not any(section.name.startswith(".rela") for section in file.iter_sections())
+
+
+def test_svsm_kernel_can_be_relocated() -> None:
+    dynamic = elf("svsm").get_section_by_name(".dynamic")
+    assert isinstance(dynamic, DynamicSection)
+    (flags,) = [tag.entry.d_val for tag in dynamic.iter_tags("DT_FLAGS_1")]
+    assert flags & 0x0800_0000  # DF_1_PIE
+
+
+def load_segments(name: str) -> list[Segment]:
+    return [s for s in elf(name).iter_segments() if s["p_type"] == "PT_LOAD"]
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_segments_are_page_aligned_and_never_writable_and_executable(name: str) -> None:
     flags = []
-    for segment in elf(name).iter_segments():
+    for segment in load_segments(name):
         assert segment["p_vaddr"] % 4096 == 0
         assert segment["p_paddr"] % 4096 == 0
         assert segment["p_flags"] & (PF_W | PF_X) != PF_W | PF_X
@@ -72,6 +89,7 @@ def test_entry_lies_in_the_text_segment(name: str) -> None:
     ("name", "sources"),
     [
         ("demo", {"main.c", "svsm.c", "vc.c", "selftest_fault.c", "vectors.S", "user.S"}),
+        ("stages", {"stage1.S", "entry.S", "stage2.c", "elf.c", "validate.c", "ghcb.c"}),
         ("svsm", {"start.S", "gate.S", "cpu.c"}),
     ],
 )
@@ -94,15 +112,15 @@ def test_debug_information_names_every_source(name: str, sources: set[str]) -> N
         (
             "svsm",
             {
-                "svsm_start32",
+                "svsm_start",
                 "svsm_gate_loop",
                 "svsm_core_gate",
                 "svsm_exception_gate",
                 "svsm_cpu_start",
                 "svsm_boot_cpu",
-                "svsm_pml4",
             },
         ),
+        ("stages", {"stage1_start", "stage2_start32", "stage2_main", "stage2_enter_kernel"}),
     ],
 )
 def test_symbols(name: str, wanted: set[str]) -> None:
@@ -116,28 +134,47 @@ def test_demo_lies_at_its_physical_address() -> None:
         assert segment["p_paddr"] + segment["p_memsz"] <= 2 * DEMO_BASE
 
 
-def test_svsm_is_linked_high_and_loaded_from_offset_zero() -> None:
-    segments = list(elf("svsm").iter_segments())
-    for segment in segments:
-        assert segment["p_vaddr"] - segment["p_paddr"] == SVSM_IMAGE_VIRT
-        assert segment["p_paddr"] + segment["p_memsz"] <= SVSM_IMAGE_MAX
-    assert segments[0]["p_paddr"] == 0
-    assert elf("svsm")["e_entry"] == symbols("svsm")["svsm_start32"]
+def test_svsm_kernel_is_linked_high() -> None:
+    for segment in load_segments("svsm"):
+        assert segment["p_vaddr"] >= SVSM_IMAGE_VIRT
+    assert elf("svsm")["e_entry"] == symbols("svsm")["svsm_start"]
+
+
+def test_stages_are_linked_at_0_and_begin_with_stage_1() -> None:
+    assert load_segments("stages")[0]["p_vaddr"] == 0
+    assert elf("stages")["e_entry"] == symbols("stages")["stage1_start"] == 0
+
+
+def test_stages_and_kernel_fit_into_their_place() -> None:
+    image = load_svsm_image(
+        image_path("stages").read_bytes(), image_path("svsm").read_bytes(), bytes(4096)
+    )
+    assert image.data[image.kernel : image.kernel + 4] == b"\x7fELF"
+    assert image.core_digest == len(image.data) - 4096
+    assert len(image.data) <= SVSM_IMAGE_MAX
+
+
+@pytest.mark.parametrize("damaged", ["stages", "svsm"])
+def test_damaged_image(damaged: str) -> None:
+    files = {name: image_path(name).read_bytes() for name in ("stages", "svsm")}
+    for data in (b"", b"\x7fELF", files[damaged][:4096]):
+        files[damaged] = data
+        with pytest.raises(UserError):
+            load_svsm_image(files["stages"], files["svsm"], bytes(4096))
 
 
 def test_svsm_gates_are_ud2() -> None:
     file = elf("svsm")
     text = next(file.iter_segments())
-    for gate in ("svsm_core_gate", "svsm_exception_gate"):
+    for gate in ("svsm_core_gate", "svsm_exception_gate", "svsm_panic_gate"):
         offset = symbols("svsm")[gate] - text["p_vaddr"]
         assert text.data()[offset : offset + 2] == b"\x0f\x0b"
 
 
-def test_svsm_page_tables_are_pages() -> None:
-    levels = ("svsm_pml4", "svsm_pdpt_", "svsm_pd_", "svsm_pt_")
-    tables = {name: at for name, at in symbols("svsm").items() if name.startswith(levels)}
-    assert len(tables) == 7
-    assert all(at % 4096 == 0 for at in tables.values())
+def test_page_tables_of_stage_2_are_pages() -> None:
+    tables = [at for name, at in symbols("stages").items() if name.startswith("stage2_p")]
+    assert len(tables) == 4
+    assert all(at % 4096 == 0 for at in tables)
 
 
 def test_demo_self_tests_are_in_the_image() -> None:

@@ -21,7 +21,6 @@ from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.rmp import GUEST_ASID, RmpUpdate
 from svsmd.snp.types import PAGE_SIZE, Gpa, Spa
-from svsmd.svsm_image import load_svsm_image
 
 NCPUS = 2
 
@@ -129,11 +128,12 @@ def test_exception_at_vmpl0(machine: Machine, symbols: dict[str, int]) -> None:
 def test_exception_in_a_function_names_its_callers(
     machine: Machine, symbols: dict[str, int]
 ) -> None:
-    """LTR of a selector that is none, before the core has been called once."""
-    image = load_svsm_image(image_path("svsm").read_bytes())
+    """LTR of a selector that is none, when the boot CPU gets its own area."""
     start = symbols["svsm_cpu_init"]
-    load_task_register = image.data.index(b"\x0f\x00\xd8", start - IMAGE_MAP)  # LTR AX
-    target, tid = stop_at(machine, IMAGE_MAP + load_task_register)
+    text = next(ELFFile(io.BytesIO(image_path("svsm").read_bytes())).iter_segments())
+    offset = text.data().index(b"\x0f\x00\xd8", start - text["p_vaddr"])  # LTR AX
+    # The first time is before the core has been called, and nobody knows symbols then.
+    target, tid = stop_at(machine, text["p_vaddr"] + offset, 2)
     target.write_register(tid, "rax", 0xFFF8)
     assert isinstance(run(machine), DebugEvent)
     lines = report(machine)
@@ -143,8 +143,8 @@ def test_exception_in_a_function_names_its_callers(
     assert " svsm_cpu_init+" in lines[6]
     assert " at svsmd/core/native/cpu.c:" in lines[6]
     assert " svsm_load_tables+" in lines[7]
-    assert " at svsmd/core/native/start.S:" in lines[7]
-    assert lines[-1] == "the secrets page is not known, nothing is wiped"
+    assert " at svsmd/core/native/cpu_start.S:" in lines[7]
+    assert_wiped(machine)
     end = run(machine)
     assert isinstance(end, Ended)
     assert end.exit_code == ExitCode.GUEST_CRASHED
@@ -179,5 +179,5 @@ def test_handler_panics_on_a_stack_that_is_none(machine: Machine, symbols: dict[
 def test_step_into_a_panic(machine: Machine, symbols: dict[str, int]) -> None:
     target, tid = stop_at(machine, symbols["svsm_core_gate"])
     take_page(machine, region(machine).launch_info)
-    stops = [target.step(tid) for _ in range(10)]
+    stops = [target.step(tid) for _ in range(14)]
     assert stops.count(Stopped(tid, Signal.SIGABRT)) == 1

@@ -230,6 +230,15 @@ class PageAllocator:
             raise SvsmPanic(f"page {gpa:#x} is freed, and has {info.references} references")
         self._release(cpu, frame, info)
 
+    def release(self, cpu: PerCpu, pages: range) -> None:
+        """Reserved pages of the region, which nobody needs any more, are free from now on."""
+        for frame in range(pages.start >> PAGE_SHIFT, pages.stop >> PAGE_SHIFT):
+            if self._load(cpu, frame).kind != PageKind.RESERVED:
+                raise SvsmPanic(f"page {frame << PAGE_SHIFT:#x} was not reserved")
+            self._count(PageKind.RESERVED, 0, -1)
+            self._free_block(cpu, frame, 0)
+        self._store_header(cpu)
+
     def kind_of(self, cpu: PerCpu, gpa: Gpa) -> PageKind:
         """The kind of the page that `gpa` lies in; ABSENT if it is none of the SVSM's."""
         frame = gpa >> PAGE_SHIFT

@@ -3,9 +3,9 @@
  * The launch-info page: what the launcher tells the SVSM, measured into the launch digest.
  *
  * It lies at svsm_base + LAUNCH_INFO_OFFSET; its physical address is in EDI when the SVSM's first
- * instruction runs. The 32-bit entry code reads only `cbit`, because it cannot ask CPUID yet (no #VC
- * handler); the rest is for the core. svsmd/core/launch_info.py is the same layout in Python, and
- * tests/unit/test_launch_info.py compares the two.
+ * instruction runs. Stage 1 compares `cbit` with the CPUID page, stage 2 reads what concerns the
+ * SVSM's own region; the rest is for the core. svsmd/core/launch_info.py is the same layout in
+ * Python, and tests/unit/test_launch_info.py compares the two.
  *
  * All fields are little-endian; the page's bytes beyond the structure are zero. Nothing in it is
  * secret. Whoever reads it must check it: a hostile launcher can write anything here (and gets
@@ -16,7 +16,9 @@
 
 #include "layout.h"
 
-#define LAUNCH_INFO_VERSION 2
+#define LAUNCH_INFO_VERSION 3
+#define LAUNCH_INFO_MAGIC_LOW 0x4d535653 /* 'SVSM' */
+#define LAUNCH_INFO_MAGIC_HIGH 0x31494c44 /* 'DLI1' */
 #define LAUNCH_INFO_CBIT 0x10 /* offset of `cbit`, for assembly */
 #define LAUNCH_INFO_MAX_RAM_RANGES 8
 #define LAUNCH_INFO_MAX_VALIDATED 16
@@ -69,6 +71,12 @@ struct launch_info {
 	uint64_t guest_cpuid; /* GPA where the guest's copy of the CPUID page goes */
 	uint64_t guest_secrets; /* GPA where the guest's copy of the secrets page goes */
 	uint64_t guest_caa; /* GPA of the calling area of the guest's boot CPU */
+	uint64_t svsm_kernel; /* GPA of the kernel's ELF file, page aligned */
+	uint64_t svsm_kernel_size; /* bytes of the file */
+	uint64_t svsm_archive; /* GPA of the modules' archive, page aligned */
+	uint64_t svsm_archive_size; /* bytes; 0 if there is none */
+	uint64_t svsm_core_digest; /* GPA of the page with the digest of the core's sources */
+	uint64_t svsm_ghcb; /* GPA of a page that is not launched: the boot CPU's GHCB */
 	struct launch_entry_state entry;
 	struct launch_ram_range ram[LAUNCH_INFO_MAX_RAM_RANGES];
 	uint32_t validated_count;
@@ -76,11 +84,11 @@ struct launch_info {
 	struct launch_validated_range validated[LAUNCH_INFO_MAX_VALIDATED];
 };
 
-_Static_assert(offsetof(struct launch_info, cbit) == LAUNCH_INFO_CBIT, "the entry code reads it");
+_Static_assert(offsetof(struct launch_info, cbit) == LAUNCH_INFO_CBIT, "stage 1 reads it");
 _Static_assert(offsetof(struct launch_info, svsm_base) == 0x20, "layout");
-_Static_assert(offsetof(struct launch_info, entry) == 0x60, "layout");
-_Static_assert(offsetof(struct launch_info, ram) == 0x90, "layout");
-_Static_assert(offsetof(struct launch_info, validated) == 0x118, "layout");
-_Static_assert(sizeof(struct launch_info) == 0x418, "layout");
+_Static_assert(offsetof(struct launch_info, entry) == 0x90, "layout");
+_Static_assert(offsetof(struct launch_info, ram) == 0xc0, "layout");
+_Static_assert(offsetof(struct launch_info, validated) == 0x148, "layout");
+_Static_assert(sizeof(struct launch_info) == 0x448, "layout");
 #endif
 #endif

@@ -1,18 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Addresses and numbers that the native stub, its linker script and the Python core agree on.
+ * Addresses and numbers that the boot's stages, the native kernel, the linker scripts and the Python
+ * core agree on.
  *
  * Offsets count from svsm_base, the guest-physical start of the SVSM region (2 MiB aligned).
  */
 #ifndef SVSMD_NATIVE_LAYOUT_H
 #define SVSMD_NATIVE_LAYOUT_H
 
-#define SVSM_IMAGE_VIRT 0xffffffff80000000 /* the image is linked here; it lies at svsm_base */
-#define SVSM_IMAGE_MAX 0x80000 /* bytes that the region keeps for it */
+#define SVSM_IMAGE_VIRT 0xffffffff80000000 /* the kernel is linked and mapped here */
+
+/* The region as it is launched: stages, kernel file and digest page of the core, then single pages. */
+#define SVSM_IMAGE_MAX 0x80000
 #define LAUNCH_INFO_OFFSET 0x80000
+#define SVSM_CPUID_OFFSET 0x81000 /* CPUID page, checked by the security processor */
+#define SVSM_SECRETS_OFFSET 0x82000
+#define SVSM_VMSA_OFFSET 0x83000
+#define SVSM_CAA_OFFSET 0x84000 /* calling area of the guest's boot CPU; not launched */
+#define SVSM_GHCB_OFFSET 0x85000 /* GHCB of the boot CPU; not launched */
+#define SVSM_ARCHIVE_OFFSET 0x86000 /* the modules' archive; behind it is what stage 2 gives out */
 
 #define SVSM_PRIVATE_MAP 0xffff800000000000 /* + gpa: the SVSM's own memory with C = 1 */
-#define SVSM_DIRECT_MAP_GIB 512 /* so much of it is mapped until the core has its own tables */
 
 /*
  * The area of a CPU, in its own page tables only (core/paging/cpu_area.py). What lies between these
@@ -42,7 +50,7 @@
  * the callers: 0 if there are none, the frame + 1 after an exception.
  */
 #define SVSM_GATE_FROM_VMGEXIT 0 /* in: VMGEXIT done, RAX = GHCB MSR as it reads now */
-#define SVSM_GATE_FROM_BOOT 1 /* in: first call of the boot CPU, RAX = GPA of the launch-info page */
+#define SVSM_GATE_FROM_BOOT 1 /* in: first call of the boot CPU, RAX = GPA of the kernel_launch page */
 #define SVSM_GATE_FROM_AP 2 /* in: first call of another CPU */
 #define SVSM_GATE_FROM_LOOP 3 /* in: came back at once, or from HLT */
 
@@ -51,5 +59,15 @@
 #define SVSM_GATE_HLT 2 /* out: HLT, then come back */
 #define SVSM_GATE_START 3 /* out: start in the area of this CPU, CR3 := EDX:EAX, CR4 := RCX; come back */
 #define SVSM_GATE_PANIC 15 /* out: svsm_panic, with EDX:EAX as for SVSM_GATE_VMGEXIT; no way back */
+
+/* Termination by the GHCB MSR protocol (56421, 2.3.1): reason set and codes of this SVSM. */
+#define SVSM_REASON_SET 2
+#define SVSM_REASON_PANIC 0
+#define SVSM_REASON_EXCEPTION 1
+#define SVSM_REASON_PAYLOAD 2
+#define SVSM_REASON_LAUNCH 3 /* stage 1: launch info, CPUID page and SEV_STATUS do not fit together */
+#define SVSM_REASON_GHCB 4 /* stage 2: no GHCB that both sides agree on, so there is no log either */
+#define SVSM_REASON_STAGE2 5 /* stage 2 panicked, and its log says why */
+#define SVSM_REASON_VALIDATION 6 /* a page of the SVSM is not as the host has to leave it */
 
 #endif

@@ -38,26 +38,24 @@ class KernelMaps:
     """The two shared trees. Raises OutOfMemory.
 
     Args:
-        region: the SVSM's region, GPAs in bytes; the image lies at its start.
-        not_own: GPAs of pages of the region that are never mapped as the SVSM's own.
+        own: what is mapped as the SVSM's own, GPAs in bytes.
+        base: where the image lies.
     """
 
     def __init__(
         self,
         cpu: PerCpu,
         pages: PageAllocator,
-        region: range,
+        own: Iterable[range],
         image: ImageLayout,
-        not_own: Iterable[int],
+        base: int,
     ) -> None:
         self.pages: Final = pages
         self.own: Final = PageTable(cpu, pages, 3, PRIVATE_MAP)
         self.image: Final = PageTable(cpu, pages, 3, IMAGE_MAP // SUBTREE_SIZE * SUBTREE_SIZE)
-        self._map_image(cpu, region.start, image)
-        start = region.start + image.end - IMAGE_MAP
-        for hole in (*sorted(not_own), region.stop):
-            self.map_own(cpu, start, (hole - start) >> PAGE_SHIFT)
-            start = hole + PAGE_SIZE
+        self._map_image(cpu, base, image)
+        for part in own:
+            self.map_own(cpu, part.start, len(part) >> PAGE_SHIFT)
 
     def _map_image(self, cpu: PerCpu, base: int, image: ImageLayout) -> None:
         start = IMAGE_MAP

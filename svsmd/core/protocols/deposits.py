@@ -81,7 +81,7 @@ class Deposits:
                 self._maps.map_own(cpu, gpa, size.npages)
             except OutOfMemory:
                 yield from self._return(cpu, gpa, size)
-                raise SvsmError(SvsmResult.SVSM_ERR_INVALID_REQUEST) from None
+                raise
             memory.validated.set(cpu, gpa, size.npages, False)
             for number in range(size.npages):
                 self._pages.deposit(cpu, Gpa(gpa + number * PAGE_SIZE))
