@@ -25,7 +25,8 @@
 	.type	stage2_start32, @function
 stage2_start32:
 	.cfi_startproc simple
-	.cfi_undefined 16 /* RIP; code of 32 bits numbers the registers otherwise */
+	.cfi_def_cfa 7, 8 /* RSP, and 16 is RIP: in code of 32 bits the assembler has other numbers */
+	.cfi_undefined 16
 	/* The tables are zero: .bss comes as zeroed, measured pages. Identity map, upper levels. */
 	leal	RELATIVE(stage2_pdpt)(%ebx), %eax
 	write_entry RELATIVE(stage2_pml4)(%ebx), PTE_TABLE
@@ -90,7 +91,7 @@ stage2_start32:
 	.code64
 	.type	stage2_start64, @function
 stage2_start64:
-	.cfi_startproc simple
+	.cfi_startproc
 	.cfi_undefined rip
 	movl	%esi, %esi
 	movl	%edi, %edi

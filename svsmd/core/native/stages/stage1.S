@@ -36,7 +36,8 @@
 	.type	stage1_start, @function
 stage1_start:
 	.cfi_startproc simple
-	.cfi_undefined 16 /* RIP; code of 32 bits numbers the registers otherwise */
+	.cfi_def_cfa 7, 8 /* RSP, and 16 is RIP: in code of 32 bits the assembler has other numbers */
+	.cfi_undefined 16
 	cld
 	cmpl	$LAUNCH_INFO_MAGIC_LOW, (%edi)
 	jne	stage1_refuse
