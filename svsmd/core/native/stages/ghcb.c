@@ -71,8 +71,8 @@ struct ghcb_agreement ghcb_negotiate(uint32_t cbit)
 }
 
 /*
- * Share the page at `gpa`, which has not been validated, and register it as this vCPU's GHCB. A host
- * that leaves it private makes the first store to it fault, which is an exception as any other.
+ * Share the page at `gpa`, which has not been validated, and register it as this vCPU's GHCB. If the host
+ * says that it is shared, and leaves it private, the first store ends in a nested page fault: the host's.
  */
 void ghcb_set_up(uint64_t gpa)
 {
