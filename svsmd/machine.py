@@ -79,6 +79,8 @@ _STEP_TRIES: Final = 64
 BARE_VMSA: Final = Gpa(0xF000)
 """VMSA of a guest without an SVSM: below 64 KiB nothing is the guest's RAM."""
 _NEVER: Final = (1 << 64) - 1
+MODULES_ARCHIVE: Final = b""
+"""What is launched for the SVSM's modules, of which there are none yet."""
 SVSM_LINE_LENGTH: Final = 400
 """Bytes of a line that the SVSM writes to the debug port; a longer one is cut into pieces."""
 
@@ -191,8 +193,7 @@ class Machine:
 
         The image has a digest of the core's sources in it.
         """
-        memory = self.silicon.memory.ranges
-        region = SvsmRegion.at_top_of(memory, self.config.cpus)
+        region = self._svsm_region()
         boot = self._direct_boot(region)
         image = load_svsm_image(
             image_path("stages").read_bytes(),
@@ -209,11 +210,18 @@ class Machine:
             LaunchRange(region.cpuid, PageType.CPUID, self._cpuid_page()),
             LaunchRange(region.secrets, PageType.SECRETS, size=PAGE_SIZE),
         ]
+        if MODULES_ARCHIVE:
+            archive = MODULES_ARCHIVE.ljust(_whole_pages(len(MODULES_ARCHIVE)), b"\0")
+            ranges.append(LaunchRange(region.archive, PageType.NORMAL, archive))
         ranges += [LaunchRange(r.gpa, PageType.NORMAL, r.data) for r in boot.ranges]
         vmsa = Vmsa.protected_mode_start(region.base + image.start, sev_features=self._sev_features)
         vmsa.rsi = region.base
         vmsa.rdi = region.launch_info
         return self._launch_plan(ranges, region.vmsa, vmsa)
+
+    def _svsm_region(self) -> SvsmRegion:
+        ram = self.silicon.memory.ranges
+        return SvsmRegion.at_top_of(ram, self.config.cpus, len(MODULES_ARCHIVE))
 
     def _launch_info(self, region: SvsmRegion, boot: DirectBoot, image: SvsmImage) -> LaunchInfo:
         own = LaunchRangeFlags.SVSM
@@ -222,6 +230,9 @@ class Machine:
             # Launch info, CPUID page, secrets page and VMSA follow each other.
             ValidatedRange(region.launch_info, 4, own),
         ]
+        if MODULES_ARCHIVE:
+            npages = _whole_pages(len(MODULES_ARCHIVE)) // PAGE_SIZE
+            validated.append(ValidatedRange(region.archive, npages, own))
         validated += [
             ValidatedRange(r.gpa, len(r.data) // PAGE_SIZE, sha256=hashlib.sha256(r.data).digest())
             for r in boot.ranges
@@ -242,7 +253,7 @@ class Machine:
             svsm_kernel=Gpa(region.image + image.kernel),
             svsm_kernel_size=image.kernel_size,
             svsm_archive=region.archive,
-            svsm_archive_size=0,
+            svsm_archive_size=len(MODULES_ARCHIVE),
             svsm_core_digest=Gpa(region.image + image.core_digest),
             svsm_ghcb=region.ghcb,
             entry=EntryState(
@@ -394,7 +405,7 @@ class Machine:
         log.info("the guest reset the machine; the SVSM starts it again")
         silicon, old = self.silicon, self.hypervisor
         ram = silicon.memory.ranges
-        region = SvsmRegion.at_top_of(ram, self.config.cpus)
+        region = self._svsm_region()
         boot = self._direct_boot(region)
         self._restarts += 1
         files = {PAYLOAD_FILE.format(n): r.data for n, r in enumerate(boot.ranges)}
@@ -448,6 +459,11 @@ class Machine:
     def console_waiting(self) -> int:
         """Bytes typed that the guest has not read."""
         return self.platform.uart.waiting
+
+
+def _whole_pages(nbytes: int) -> int:
+    """`nbytes`, rounded up to pages."""
+    return -(-nbytes // PAGE_SIZE) * PAGE_SIZE
 
 
 def build_machine(config: MachineConfig, payload: Payload | None = None) -> Machine:

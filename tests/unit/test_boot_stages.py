@@ -26,7 +26,8 @@ from svsmd.snp import ghcb_msr
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.rmp import GUEST_ASID, RmpReturn, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
-from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, PageSize, Spa
+from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, PageSize, Spa, Vmpl
+from svsmd.snp.vmsa import SEV_STATUS_MSR
 
 MEMORY = 64 * MIB
 REGION = SvsmRegion.at_top_of(ram_ranges(MEMORY))
@@ -172,6 +173,22 @@ def test_region_anywhere(memory: int) -> None:
     assert launch.validated + launch.launched + PAGE_SIZE == boot.region.size
 
 
+@pytest.mark.parametrize("size", [1, PAGE_SIZE, 3 * MIB + 17])
+def test_archive_of_the_modules(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = bytes(range(1, 252)) * (size // 251 + 1)
+    archive = archive[:size]
+    without = Boot().machine.launch_digest
+    monkeypatch.setattr("svsmd.machine.MODULES_ARCHIVE", archive)
+    boot = Boot()
+    boot.region = SvsmRegion.at_top_of(ram_ranges(MEMORY), 1, size)
+    assert boot.machine.launch_digest != without
+    launch = boot.to_the_core()
+    assert launch.archive == (boot.region.archive, size)
+    assert boot.read(*launch.archive) == archive
+    assert launch.heap.base == launch.archive.pages.stop
+    assert launch.launched + launch.validated + PAGE_SIZE == boot.region.size
+
+
 def test_pages_of_4_kib_are_validated_one_by_one() -> None:
     boot = Boot()
     assert (
@@ -241,6 +258,17 @@ def test_cpuid_page_with_another_c_bit_is_refused_by_stage_1(cbit: int) -> None:
             page.set_function(index, entry._replace(ebx=entry.ebx & ~0x3F | cbit))
     boot.launcher_writes(boot.region.cpuid, page.tobytes())
     boot.launcher_writes(boot.region.launch_info + 0x10, struct.pack("<I", 39))
+    assert boot.ends() == (SvsmReason.LAUNCH, [])
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 5, 6])
+def test_without_sev_snp_stage_1_refuses(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = Boot()
+    processor = boot.machine.silicon.processor
+    honest = processor.read_msr
+    monkeypatch.setattr(
+        processor, "read_msr", lambda msr: status if msr == SEV_STATUS_MSR else honest(msr)
+    )
     assert boot.ends() == (SvsmReason.LAUNCH, [])
 
 
@@ -337,6 +365,21 @@ def test_stages_run_w_xor_x_with_their_identity_map() -> None:
         writable, executable = bool(entry & 2), not entry >> 63
         assert executable is (page < symbols["stages_text_end"])
         assert writable is (page >= symbols["stages_rodata_end"])
+
+
+def test_only_vmpl0_writes_to_the_svsms_console() -> None:
+    boot = Boot()
+    machine = boot.machine
+    for vmpl, port, text in (
+        (Vmpl.VMPL2, 0xE9, b"forged\n"),
+        (None, 0xE9, b"early\n"),
+        (Vmpl.VMPL0, 0xE9, b"genuine\n"),
+        (Vmpl.VMPL0, 0x402, b"\n" + 1000 * b"x" + b"\xff\n"),
+    ):
+        machine.hypervisor.exiting = vmpl
+        for byte in text:
+            machine.platform.ports.write(port, 1, byte)
+    assert boot.log == ["genuine", "", 400 * "x", 400 * "x", 200 * "x" + "\ufffd"]
 
 
 def test_reason_codes_are_those_of_the_header() -> None:

@@ -12,6 +12,7 @@ from svsmd import core
 from svsmd.config import MIB, MachineConfig
 from svsmd.core_digest import core_digest, core_digest_page, read_core_sources
 from svsmd.errors import UserError
+from svsmd.images import image_path
 from svsmd.machine import Machine, build_machine
 from svsmd.snp.types import PAGE_SIZE
 
@@ -55,6 +56,21 @@ def test_names_and_borders_of_files_count() -> None:
         )
     }
     assert len(digests) == 5
+
+
+@pytest.mark.parametrize("name", ["stages", "svsm"])
+def test_launch_digest_covers_stages_and_kernel(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = machine().launch_digest
+    image = bytearray(image_path(name).read_bytes())
+    image[0x1004] ^= 1  # in the text segment
+    changed = tmp_path / "image"
+    changed.write_bytes(image)
+    monkeypatch.setattr(
+        "svsmd.machine.image_path", lambda wanted: changed if wanted == name else image_path(wanted)
+    )
+    assert machine().launch_digest != before
 
 
 def test_no_sources(tmp_path: Path) -> None:
