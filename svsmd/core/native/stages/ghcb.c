@@ -91,11 +91,11 @@ static void put(unsigned int field, uint64_t value)
 	ghcb_page->valid_bitmap[field / 64] |= 1UL << (field % 64);
 }
 
-/* REP OUTSB to the debug port; returns whether there was somebody to ask. Nobody has to listen. */
-bool ghcb_print(const char *text, unsigned int length)
+/* REP OUTSB to the debug port, once there is a GHCB. Nobody has to listen: the answer does not matter. */
+void ghcb_print(const char *text, unsigned int length)
 {
 	if (!ghcb_page)
-		return false;
+		return;
 	ghcb_page->valid_bitmap[0] = 0;
 	ghcb_page->valid_bitmap[1] = 0;
 	ghcb_page->version = GHCB_VERSION;
@@ -108,5 +108,4 @@ bool ghcb_print(const char *text, unsigned int length)
 	put(SAVE_SCRATCH, (uint64_t)ghcb_page->buffer);
 	wrmsr(MSR_GHCB, (uint64_t)ghcb_page);
 	vmgexit();
-	return true;
 }

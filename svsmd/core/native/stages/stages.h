@@ -87,7 +87,7 @@ struct ghcb_agreement {
 
 struct ghcb_agreement ghcb_negotiate(uint32_t cbit);
 void ghcb_set_up(uint64_t gpa);
-bool ghcb_print(const char *text, unsigned int length);
+void ghcb_print(const char *text, unsigned int length);
 void ghcb_terminate(unsigned int code) __attribute__((noreturn));
 
 /* print.c: one line each, at most LINE_MAX characters; %s, %u (32 bits), %x (32), %lx and %lu (64). */
