@@ -2,7 +2,8 @@
 """Interrupts of VMPL0: the local APIC that the host has for it, by MSR exits.
 
 The host is hostile. It may deliver any vector at any time that RFLAGS.IF allows, early, late, twice
-or never; so nothing but pre-emption may rest on an interrupt. Each handler returns whether the host
+or never; so nothing but pre-emption may rest on an interrupt. It may also have one APIC for all
+VMPLs, and let the SVSM spoil the guest's, as it could itself. Each handler returns whether the host
 says that it did what was asked for. The first refusal is logged, whoever gets it.
 
 Spec: 24593, chapter 16 (local APIC, x2APIC); 56421, 4.1 (MSR_PROT).
