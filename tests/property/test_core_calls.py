@@ -28,7 +28,7 @@ from svsmd.core.protocols.page_state import REQUEST_LAYOUT, PageStateCall, PageS
 from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
 from svsmd.snp.rmp import GUEST_ASID, Perm, RmpUpdate
 from svsmd.snp.types import PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
-from svsmd.snp.vmsa import Efer
+from svsmd.snp.vmsa import Efer, Vmsa
 from tests.fake_vmpl0 import GUEST_CAA, GUEST_VMPL, MIB, RAM_SIZE, SVSM_BASE, FakeVmpl0
 
 OK = SvsmResult.SVSM_SUCCESS
@@ -75,6 +75,7 @@ ENTRIES = st.one_of(
     _LARGE_ENTRY,
     _BAD_ENTRY,
 ).map(lambda entry: entry[0] | entry[1] | entry[2])
+PLACES = st.sampled_from((0, 0, 0, *HOT[:4]))
 VCPUS = st.sampled_from((0, 1))
 GOOD = st.sampled_from((True, True, True, False))
 LISTS = st.lists(ENTRIES, min_size=1, max_size=4)
@@ -242,15 +243,18 @@ class CallsMachine(RuleBasedStateMachine):
         self.calls[vcpu] = call
         return call
 
-    def list_of(self, vcpu: int) -> int:
+    def list_of(self, vcpu: int, place: int = 0) -> int:
+        """Where a list is written: behind the calling area, or where VMSA.VMPL would be."""
+        if place and self.masks.writable >> (place >> PAGE_SHIFT) & 1:
+            return place + Vmsa.vmpl.offset - 2
         world = self.machine.core.cpus[vcpu].world
         return 0 if world is None else world.caa + 8
 
-    @rule(vcpu=VCPUS, entries=LISTS, now=st.booleans())
-    def pvalidate(self, vcpu: int, entries: list[int], now: bool) -> None:
+    @rule(vcpu=VCPUS, entries=LISTS, now=st.booleans(), place=PLACES)
+    def pvalidate(self, vcpu: int, entries: list[int], now: bool, place: int) -> None:
         if not self.idle(vcpu):
             return
-        where = self.list_of(vcpu)
+        where = self.list_of(vcpu, place)
         self.machine.write_list(where, entries)
         call = self.begin(vcpu, PVALIDATE, rcx=where)
         if call is None:
@@ -261,7 +265,8 @@ class CallsMachine(RuleBasedStateMachine):
             if expected != OK:
                 break
             done += 1
-        plain = not self.tampered & {page for entry in entries for page in pages_of(entry)}
+        named = {page for entry in entries for page in pages_of(entry)}
+        plain = not (self.tampered | {where >> PAGE_SHIFT}) & named
         if not now:
             return
         alone = call.alone
@@ -273,12 +278,12 @@ class CallsMachine(RuleBasedStateMachine):
                 assert self.bit(page) == state
                 assert bool(self.masks.accessible >> page & 1) == state
 
-    @rule(vcpu=VCPUS, entries=LISTS, now=st.booleans())
-    def deposit(self, vcpu: int, entries: list[int], now: bool) -> None:
+    @rule(vcpu=VCPUS, entries=LISTS, now=st.booleans(), place=PLACES)
+    def deposit(self, vcpu: int, entries: list[int], now: bool, place: int) -> None:
         if not self.idle(vcpu):
             return
         entries = [entry & ~(VALIDATE | IGNORE_CF) for entry in entries]
-        where = self.list_of(vcpu)
+        where = self.list_of(vcpu, place)
         self.machine.write_list(where, entries)
         call = self.begin(vcpu, DEPOSIT_MEM, rcx=where)
         if call is None:
@@ -299,7 +304,8 @@ class CallsMachine(RuleBasedStateMachine):
                 break
             taken |= set(pages)
             done += 1
-        plain = not self.tampered & {page for entry in entries for page in pages_of(entry)}
+        named = {page for entry in entries for page in pages_of(entry)}
+        plain = not (self.tampered | {where >> PAGE_SHIFT}) & named
         if not now:
             return
         alone = call.alone
@@ -454,6 +460,11 @@ class CallsMachine(RuleBasedStateMachine):
     @invariant()
     def the_rule(self) -> None:
         self.masks.check_owner()
+
+    @invariant()
+    def vmsas_are_what_they_were(self) -> None:
+        for world in self.memory.worlds:
+            assert self.machine.vmsa(world.vmsa).vmpl == GUEST_VMPL
 
     @invariant()
     def the_svsm_lives(self) -> None:
