@@ -173,6 +173,7 @@ class FakePort:
     def __init__(self, machine: FakeVmpl0) -> None:
         self.machine = machine
         self.ticks = 0
+        self.cr2 = 0
         self.log: list[tuple[str, int]] = []
         self.cr3 = PAGE_TABLES | C_BIT
         self.cr4 = int(Cr4.PAE)
@@ -258,6 +259,15 @@ class FakePort:
     def rdmsr(self, index: int, /) -> int:
         assert index == SEV_STATUS_MSR
         return self.machine.sev_features << SEV_STATUS_FEATURES_SHIFT | 0b11
+
+    def read_cr2(self) -> int:
+        return self.cr2
+
+    def rdtsc(self) -> int:
+        return self.ticks
+
+    def rdrand(self) -> int:
+        return 4
 
     def flush_tlb(self) -> None:
         self.log.append(("flush", 0))

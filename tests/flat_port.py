@@ -57,6 +57,15 @@ class FlatPort:
     def invlpg(self, gva: int, /) -> None:
         raise NotImplementedError
 
+    def read_cr2(self) -> int:
+        raise NotImplementedError
+
+    def rdtsc(self) -> int:
+        raise NotImplementedError
+
+    def rdrand(self) -> int:
+        raise NotImplementedError
+
     def flush_tlb(self) -> None:
         raise NotImplementedError
 

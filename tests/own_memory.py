@@ -50,6 +50,15 @@ class OwnMemory:
     def invlpg(self, gva: int, /) -> None:
         raise AssertionError("bookkeeping unmaps nothing")
 
+    def read_cr2(self) -> int:
+        raise AssertionError("bookkeeping takes no exceptions")
+
+    def rdtsc(self) -> int:
+        return self.ticks
+
+    def rdrand(self) -> int:
+        raise AssertionError("bookkeeping needs no randomness")
+
     def flush_tlb(self) -> None:
         raise AssertionError("bookkeeping flushes no TLB")
 

@@ -12,12 +12,17 @@ effect             the stub                               the handler is resumed
 =================  =====================================  =====================================
 `Vmgexit`          WRMSR GHCB, VMGEXIT, RDMSR GHCB        GHCB MSR as it reads now
 `Preempt`          comes back at once                     0
-`Wait`             HLT                                    0
+`Wait`             HLT with interrupts on                 1 after an interrupt, else 0
+`TakeInterrupt`    STI, NOP, CLI                          1 after an interrupt, else 0
+`EnterUser`        goes on at CPL 3                       GVA of the frame, when CPL 3 was left
 `StartCpu`         loads CR3, CR4, the CPU's descriptor   0
                    tables, stack and GS base
 `NestedPageFault`  nothing: the gate instruction exits    0, when the host runs the vCPU again
                    with #VMEXIT(NPF) and is restarted
 =================  =====================================  =====================================
+
+`Block` and `Reschedule` are for the scheduler (`svsmd.core.tasks.scheduler`), which is the handler
+that the gate knows, and whose tasks are such generators too.
 
 An exception that escapes a handler is a panic of the SVSM: the core wipes its secrets and writes a
 report, the stub goes to `svsm_panic`, where a debugger stops, and asks the host to terminate. So
@@ -32,7 +37,7 @@ import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Never, TypeAlias, TypeVar, assert_never
+from typing import Final, Never, Protocol, TypeAlias, TypeVar, assert_never
 
 from svsmd.core import costs
 from svsmd.core.backtrace import handler_frames
@@ -53,7 +58,9 @@ class GateReason(IntEnum):
     AP = 2
     """First call of another CPU."""
     LOOP = 3
-    """Came back as it was told, or from HLT."""
+    """Came back as it was told, or from HLT; RAX is 1 if an interrupt has come meanwhile."""
+    USER = 4
+    """CPL 3 was left: by SYSCALL, an exception or an interrupt; RDI is the GVA of the frame."""
 
 
 class GateAction(IntEnum):
@@ -65,6 +72,9 @@ class GateAction(IntEnum):
     HLT = 2
     START = 3
     """EDX:EAX is the new CR3, RCX the new CR4; the stub starts again in the area of its CPU."""
+    USER = 4
+    """RAX is the GVA of a frame, RDX the FS base."""
+    WINDOW = 5
     PANIC = 15
     """EDX:EAX as for VMGEXIT; the stub does not come back."""
 
@@ -98,6 +108,19 @@ class StartCpu:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeInterrupt:
+    """Let an interrupt come that is pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnterUser:
+    """Go on at CPL 3 with the frame that lies at GVA `frame`, until something comes up there."""
+
+    frame: int
+    fs_base: int
+
+
+@dataclass(frozen=True, slots=True)
 class NestedPageFault:
     """An instruction took a nested page fault; the host may cure it, then it is tried again.
 
@@ -107,7 +130,38 @@ class NestedPageFault:
     fault: NestedFault
 
 
-Effect: TypeAlias = Vmgexit | Preempt | Wait | StartCpu | NestedPageFault
+class Sleepers(Protocol):
+    """Tasks that wait for the same thing."""
+
+    name: str
+    """What they wait for, for reports."""
+
+    def append(self, task: object, /) -> None:
+        """One more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The task has nothing to do until somebody wakes it out of `queue`.
+
+    It is resumed with 1 if it was woken, 0 if ticks reached `deadline` first.
+    """
+
+    queue: Sleepers
+    deadline: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reschedule:
+    """Let another task of this CPU run if one wants to."""
+
+
+CpuEffect: TypeAlias = (
+    Vmgexit | Preempt | Wait | StartCpu | TakeInterrupt | EnterUser | NestedPageFault
+)
+"""What the stub does."""
+Effect: TypeAlias = CpuEffect | Block | Reschedule
 
 T = TypeVar("T")
 Handler: TypeAlias = Generator[Effect, int, T]
@@ -138,6 +192,9 @@ class Gate:
         self._handlers: dict[int, Handler[Never]] = {}
         self._effects: dict[int, Effect] = {}
         self._terminate_request: int | None = None
+
+        self.task_of: Callable[[int], Handler[object] | None] = lambda vcpu: None
+        """The body of the task that a vCPU's handler drives, if it drives one."""
 
     @property
     def panicked(self) -> bool:
@@ -170,6 +227,10 @@ class Gate:
             case StartCpu(cr3, cr4):
                 self._leave(call, GateAction.START, cr3)
                 call.rcx = cr4
+            case TakeInterrupt():
+                self._leave(call, GateAction.WINDOW)
+            case EnterUser(frame, fs_base):
+                call.rbx, call.rax, call.rdx = int(GateAction.USER), frame, fs_base
             case NestedPageFault(fault):
                 raise fault
             case _:
@@ -191,7 +252,8 @@ class Gate:
 
     def suspended_at(self, vcpu: int) -> Backtrace:
         """Where the handler of a vCPU has yielded; empty if it has none, or it has raised."""
-        return handler_frames.of_generator(self._handlers.get(vcpu))
+        handler = handler_frames.of_generator(self._handlers.get(vcpu))
+        return handler_frames.of_generator(self.task_of(vcpu)).before(handler)
 
     def state_of(self, vcpu: int) -> str:
         """What a vCPU does, in a few words."""
@@ -205,17 +267,29 @@ class Gate:
                 return f"in VMGEXIT {msr_value:#x}"
             case Wait():
                 return "halted"
+            case EnterUser():
+                return "in a module"
             case NestedPageFault(fault):
                 return f"stuck with a nested page fault at gpa {fault.gpa:#x}"
             case _:
                 return "running"
 
-    def _resume(self, call: GateCall) -> Effect:
+    def _resume(self, call: GateCall) -> CpuEffect:
         handler = self._handlers.get(call.vcpu)
         if handler is None:
             handler = self._handlers[call.vcpu] = self._start(call)
-            return next(handler)
-        return handler.send(call.rax if call.rbx == GateReason.VMGEXIT else 0)
+            effect = next(handler)
+        else:
+            match call.rbx:
+                case GateReason.VMGEXIT | GateReason.LOOP:
+                    effect = handler.send(call.rax)
+                case GateReason.USER:
+                    effect = handler.send(call.rdi)
+                case _:  # the first call again, after a nested page fault
+                    effect = handler.send(0)
+        if isinstance(effect, Block | Reschedule):
+            raise SvsmPanic("only a task blocks")
+        return effect
 
     @staticmethod
     def _leave(call: GateCall, action: GateAction, value: int = 0) -> None:

@@ -60,6 +60,18 @@ class Port(Protocol):
         """INVLPG: this CPU forgets the translation of the page that `gva` lies in."""
         ...
 
+    def read_cr2(self) -> int:
+        """MOV from CR2: the address of the last #PF."""
+        ...
+
+    def rdtsc(self) -> int:
+        """RDTSC; #VC where the hypervisor intercepts it."""
+        ...
+
+    def rdrand(self) -> int:
+        """RDRAND of 64 bits; it never runs dry."""
+        ...
+
     def flush_tlb(self) -> None:
         """INVLPGB of everything, and TLBSYNC."""
         ...

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, Never
+from enum import Enum, auto
+from typing import Final, Never, Protocol
 
 from svsmd.core import costs
 from svsmd.core.access import flush_tlb, load, mapped, store
 from svsmd.core.calls import CallProtocol, Reply, Request
-from svsmd.core.gate import Handler, Preempt, Vmgexit, Wait
+from svsmd.core.gate import Block, Handler, Preempt, Reschedule, Sleepers, Vmgexit
 from svsmd.core.guest_memory import GuestMemory
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory
@@ -42,6 +43,26 @@ _SVME: Final = int(Efer.SVME)
 """As a plain number: the complement of a flag would lack the bits that have no name."""
 
 
+class CpuSharing(Protocol):
+    """How a task that runs the guest shares its CPU with others (`Scheduler`)."""
+
+    def resumed(self, apic_id: int, /) -> Sleepers:
+        """Where it waits until the host runs VMPL0 again, for whatever reason."""
+        ...
+
+    def wants_cpu(self, cpu: PerCpu, /) -> bool:
+        """Whether another task should run before the guest does."""
+        ...
+
+    def before_guest(self, cpu: PerCpu, /) -> Handler[None]:
+        """The guest is about to get the CPU."""
+        ...
+
+    def after_guest(self, cpu: PerCpu, /) -> Handler[None]:
+        """The host took it away from the guest without being asked."""
+        ...
+
+
 class RequestLoop:
     """What all vCPUs share: the protocols by number, the guest's memory and its VMPL."""
 
@@ -52,6 +73,7 @@ class RequestLoop:
         guest_vmpl: Vmpl,
         log: CoreLog,
         refused: Callable[[PerCpu], Handler[bool]],
+        sharing: CpuSharing,
     ) -> None:
         """`refused` handles a refusal of the host to run the guest: whether there is one again."""
         self._memory = memory
@@ -59,9 +81,11 @@ class RequestLoop:
         self._run_guest = ghcb_msr.RunVmpl(guest_vmpl).encode()
         self._log = log
         self._on_refusal = refused
+        self._sharing = sharing
 
     def run(self, cpu: PerCpu) -> Handler[Never]:
-        """The life of a vCPU after boot."""
+        """The life of a vCPU after boot: a task that never leaves its CPU."""
+        sharing = self._sharing
         idle = False
         while True:
             world = cpu.world
@@ -69,13 +93,23 @@ class RequestLoop:
                 self._log.write(f"vCPU {cpu.apic_id} has no VMSA and no calling area, and waits")
             idle = world is None
             if world is None:
-                yield Wait()
+                yield Block(sharing.resumed(cpu.apic_id))
             elif self._is_busy(cpu, world):
                 yield Preempt()
             elif (yield from self._turn(cpu, world)):
+                if sharing.wants_cpu(cpu):
+                    yield Reschedule()
+                    continue  # the guest's world may be another one now
+                yield from sharing.before_guest(cpu)
                 answer = yield Vmgexit(self._run_guest)
-                if self._refused(cpu, answer) and not (yield from self._on_refusal(cpu)):
-                    yield Wait()
+                match self._answer(cpu, answer):
+                    case _Answer.RAN:
+                        pass
+                    case _Answer.NONE:
+                        yield from sharing.after_guest(cpu)
+                    case _Answer.REFUSED:
+                        if not (yield from self._on_refusal(cpu)):
+                            yield Block(sharing.resumed(cpu.apic_id))
 
     def _is_busy(self, cpu: PerCpu, world: GuestWorld) -> bool:
         return self._memory.is_locked(cpu, world.vmsa) or self._memory.is_locked(cpu, world.caa)
@@ -142,18 +176,24 @@ class RequestLoop:
         except GuestFault:
             return Reply.to(request, SvsmResult.SVSM_ERR_INVALID_ADDRESS)
 
-    def _refused(self, cpu: PerCpu, answer: int) -> bool:
-        """Whether the host says that it will not run the guest.
-
-        Any other value is no answer at all: the host ran VMPL0 because it wanted to.
-        """
+    def _answer(self, cpu: PerCpu, answer: int) -> _Answer:
+        """What the host says of our wish to run the guest."""
         try:
             error = ghcb_msr.parse_error(answer, GhcbInfo.RUN_VMPL_RESPONSE)
         except UnexpectedResponse:
-            return False
-        if error:
-            self._log.write(f"vCPU {cpu.apic_id}: the hypervisor refuses RUN_VMPL: {error:#x}")
-        return bool(error)
+            return _Answer.NONE
+        if not error:
+            return _Answer.RAN
+        self._log.write(f"vCPU {cpu.apic_id}: the hypervisor refuses RUN_VMPL: {error:#x}")
+        return _Answer.REFUSED
+
+
+class _Answer(Enum):
+    RAN = auto()
+    """The guest ran, and asked for VMPL0."""
+    NONE = auto()
+    """The host ran VMPL0 because it wanted to."""
+    REFUSED = auto()
 
 
 def set_svme(cpu: PerCpu, vmsa: Gpa, enable: bool) -> Handler[bool]:

@@ -578,12 +578,16 @@ class Processor:
         rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
         register = code[start + 2] & 7 | (8 if rex & 1 else 0)
         size = 8 if rex & 8 else 2 if b"\x66" in code[:start] else 4
-        value = int.from_bytes(self._entropy.read(size), "little")
+        value = self.random(size)
         if size == 2:
             value |= self.cpu.regs[register] & ~0xFFFF
         self.cpu.regs[register] = value
         self.set_arithmetic_flags(_CF)
         return self.retire(start + 3)
+
+    def random(self, nbytes: int) -> int:
+        """What RDRAND and RDSEED give."""
+        return int.from_bytes(self._entropy.read(nbytes), "little")
 
     def set_arithmetic_flags(self, value: int) -> None:
         """CF, PF, AF, ZF, SF and OF become exactly `value`."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _SHIFTS: Final = (PAGE_SHIFT, 21, 30)
 """Of the sizes that a page can have: 4 KiB, 2 MiB, 1 GiB."""
 _KERNEL_HALF: Final = 1 << 63
+_VC_RDTSC: Final = 0x6E
 _TLB_ENTRIES: Final = 4096
 """Of one page size; with more the oldest half is forgotten."""
 
@@ -192,6 +193,20 @@ class Vmpl0Port:
     def rdmsr(self, index: int) -> int:
         """RDMSR of an MSR that the processor itself answers; GuestFault (#VC) for any other."""
         return self._p.read_msr(index)
+
+    def read_cr2(self) -> int:
+        """MOV from CR2."""
+        return self._p.cpu.cr[2]
+
+    def rdtsc(self) -> int:
+        """RDTSC; GuestFault (#VC) where the host intercepts it."""
+        if self._p.vmcb.intercept_rdtsc:
+            raise GuestFault(Vector.VC, _VC_RDTSC)
+        return self._p.tsc
+
+    def rdrand(self) -> int:
+        """RDRAND of 64 bits."""
+        return self._p.random(8)
 
     def exchange_byte(self, gva: int, value: int) -> int:
         """XCHG of one byte; returns the old one."""

@@ -30,11 +30,11 @@ SECRETS = PRIVATE_MAP + SvsmRegion.at_top_of([range(64 * MIB)]).secrets
 def stopped_in_the_svsm(
     svsmd: Start, gdb: str, *options: str
 ) -> Iterator[tuple[SvsmdProcess, Program]]:
-    """At the gate, with an answer of the host in RAX."""
-    machine = svsmd("demo", "-S", "--memory=64M", *options)
+    """At the gate, with the answer to a page state change in RAX: the second vCPU's GHCB page."""
+    machine = svsmd("demo", "-S", "--memory=64M", "--cpus=2", *options)
     with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=SVSM)) as session:
         session.expect("^attached")
-        session.send("tbreak svsm_core_gate if $rbx == 0")
+        session.send("tbreak svsm_core_gate if $rbx == 0 && ($rax & 0xfff) == 0x15")
         session.send("continue")
         session.expect(r"Temporary breakpoint 1, svsm_gate_loop \(\) at \S*gate\.S:\d+")
         yield machine, session
@@ -61,7 +61,7 @@ def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, tmp_path: Path) -> N
         assert any(secrets(gdb, tmp_path / "before"))
         gdb.send("set $rax = 0")
         gdb.send("continue")
-        gdb.expect("Program received signal SIGABRT")
+        gdb.expect('Thread 2 "vcpu1" received signal SIGABRT')
         gdb.send("backtrace")
         gdb.expect(r"#0 +svsm_panic \(\) at \S*gate\.S:\d+$")
         gdb.expect(r"^#1 .* in svsm_gate_loop \(\) at \S*gate\.S:\d+$")
@@ -72,7 +72,7 @@ def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, tmp_path: Path) -> N
     report = log.read_text()
     assert "panic: the hypervisor breaks the GHCB protocol" in report
     assert re.search(
-        r"^  #0 \[handler\] negotiate at core/hypervisor\.py:\d+$", report, re.MULTILINE
+        r"^  #0 \[handler\] make_shared at core/hypervisor\.py:\d+$", report, re.MULTILINE
     )
     assert re.search(
         r"^  #\d+ \[native\] 0x\w+ svsm_gate_loop at svsmd/core/", report, re.MULTILINE
@@ -83,7 +83,7 @@ def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str) -> None:
     with stopped_in_the_svsm(svsmd, gdb_program) as (machine, gdb):
         gdb.send("set $rip = 0x1000")
         gdb.send("continue")
-        gdb.expect("Program received signal SIGABRT")
+        gdb.expect('Thread 2 "vcpu1" received signal SIGABRT')
         gdb.send("backtrace")
         gdb.expect(r"#0 +svsm_panic \(\) at \S*gate\.S:\d+$")
         gdb.expect(

@@ -254,7 +254,7 @@ class TestSymbols:
         symbols = Symbols(image_path("svsm").read_bytes())
         start = symbols.lookup(IMAGE_MAP)
         assert start is not None
-        assert (start.symbol, start.offset) == ("svsm_start32", 0)
+        assert (start.symbol, start.offset) == ("svsm_start", 0)
         assert start.file == "svsmd/core/native/start.S"
         assert start.line > 0
         found = [symbols.lookup(at) for at in range(IMAGE_MAP, IMAGE_MAP + 0x800)]
@@ -273,7 +273,7 @@ class TestSymbols:
         symbols = Symbols(image_path("svsm").read_bytes(), bias=0x123_4000)
         found = symbols.lookup(IMAGE_MAP + 0x123_4000)
         assert found is not None
-        assert found.symbol == "svsm_start32"
+        assert found.symbol == "svsm_start"
         assert symbols.lookup(IMAGE_MAP) is None
 
     def test_nothing_is_read_before_it_is_needed(self) -> None:
@@ -289,7 +289,7 @@ class TestSymbols:
 
     def test_names_are_cleaned(self) -> None:
         elf = image_path("svsm").read_bytes()
-        hostile = elf.replace(b"svsm_start32\0", b"\x1b]0;pwned!\x07\xff\0")
+        hostile = elf.replace(b"svsm_start\0", b"\x1b]0;pwnd\x07\xff\0")
         assert len(hostile) == len(elf)
         assert hostile != elf
         found = Symbols(hostile).lookup(IMAGE_MAP)

@@ -92,7 +92,7 @@ def test_report_says_what_each_vcpu_does(machine: FakeVmpl0) -> None:
     assert len(states) == 2
     assert states[0].startswith("  vCPU 0: in VMGEXIT ")
     assert ", guest VMSA 0x" in states[0]
-    assert states[1].startswith("  vCPU 1: halted, [handler] run at core/request_loop.py:")
+    assert states[1].startswith("  vCPU 1: halted, [handler] run at core/tasks/scheduler.py:")
 
 
 def test_vcpus_that_have_not_started() -> None:

@@ -194,7 +194,7 @@ class TestGate:
         assert call.rbx == GateAction.LOOP
         call.rbx = int(GateReason.LOOP)
         gate.entry(call)
-        assert sent == [0, 0]
+        assert sent == [0x55, 0]
 
     def test_nested_fault_restarts_the_gate_instruction(self) -> None:
         fault = NestedFault(0x1000, 4, "row")

@@ -179,5 +179,5 @@ def test_handler_panics_on_a_stack_that_is_none(machine: Machine, symbols: dict[
 def test_step_into_a_panic(machine: Machine, symbols: dict[str, int]) -> None:
     target, tid = stop_at(machine, symbols["svsm_core_gate"])
     take_page(machine, region(machine).launch_info)
-    stops = [target.step(tid) for _ in range(14)]
+    stops = [target.step(tid) for _ in range(24)]
     assert stops.count(Stopped(tid, Signal.SIGABRT)) == 1

@@ -23,12 +23,20 @@ _Static_assert(sizeof(struct tss) == 0x68, "24593, figure 12-8");
 
 struct svsm_cpu {
 	struct svsm_cpu *self; /* at GS:0 */
-	uint64_t gdt[5]; /* null, SVSM_CS, SVSM_DS, SVSM_TSS (two slots) */
+	uint64_t stack_pointer; /* where code that comes from CPL 3 begins to push; RSP0 of the TSS too */
+	uint64_t user_rsp; /* between SYSCALL and the frame */
+	uint64_t interrupted; /* an interrupt came while the CPU was halted */
+	uint8_t fpu[512];
+	uint64_t gdt[7]; /* null, SVSM_CS, SVSM_DS, SVSM_TSS (two slots), SVSM_USER_DS, SVSM_USER_CS */
 	struct tss tss;
-	uint8_t pad[0x1000 - 8 - 5 * 8 - sizeof(struct tss)];
+	uint8_t pad[0x1000 - 4 * 8 - 512 - 7 * 8 - sizeof(struct tss)];
 };
 
 _Static_assert(sizeof(struct svsm_cpu) == 0x1000, "a page");
+_Static_assert(offsetof(struct svsm_cpu, stack_pointer) == SVSM_CPU_STACK_POINTER, "layout.h");
+_Static_assert(offsetof(struct svsm_cpu, user_rsp) == SVSM_CPU_USER_RSP, "layout.h");
+_Static_assert(offsetof(struct svsm_cpu, interrupted) == SVSM_CPU_INTERRUPTED, "layout.h");
+_Static_assert(offsetof(struct svsm_cpu, fpu) == SVSM_CPU_FPU, "layout.h");
 
 /* The boot CPU's, until the core starts it in an area as other CPUs have it. */
 struct svsm_boot_area {
@@ -51,11 +59,13 @@ struct idt_gate {
 	uint32_t reserved;
 };
 
-#define SVSM_VECTORS 32
+#define SVSM_EXCEPTIONS 32
+#define SVSM_VECTORS 256
 
 extern struct svsm_boot_area svsm_boot_cpu;
 extern struct idt_gate svsm_idt[SVSM_VECTORS];
-extern const char svsm_vectors[]; /* entry points, SVSM_VECTOR_SIZE bytes each */
+extern const char svsm_vectors[]; /* entry points of the exceptions, 16 bytes each */
+extern const char svsm_interrupt[], svsm_ignored[], svsm_syscall[];
 
 void svsm_idt_init(void);
 void svsm_cpu_init(struct svsm_cpu *cpu, uint64_t ist_top);

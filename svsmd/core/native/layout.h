@@ -41,6 +41,14 @@
 #define SVSM_CS 0x08
 #define SVSM_DS 0x10
 #define SVSM_TSS 0x18
+#define SVSM_USER_DS 0x2b
+#define SVSM_USER_CS 0x33
+
+/* Offsets in that area, for assembly. */
+#define SVSM_CPU_STACK_POINTER 0x08
+#define SVSM_CPU_USER_RSP 0x10
+#define SVSM_CPU_INTERRUPTED 0x18
+#define SVSM_CPU_FPU 0x20 /* FXSAVE area of the CPL 3 code that ran last */
 
 /*
  * The core gate: UD2 at `svsm_core_gate`. Silicon hands it to the core instead of raising #UD.
@@ -52,13 +60,20 @@
 #define SVSM_GATE_FROM_VMGEXIT 0 /* in: VMGEXIT done, RAX = GHCB MSR as it reads now */
 #define SVSM_GATE_FROM_BOOT 1 /* in: first call of the boot CPU, RAX = GPA of the kernel_launch page */
 #define SVSM_GATE_FROM_AP 2 /* in: first call of another CPU */
-#define SVSM_GATE_FROM_LOOP 3 /* in: came back at once, or from HLT */
+#define SVSM_GATE_FROM_LOOP 3 /* in: came back at once, or from HLT; RAX = 1 if an interrupt came */
+#define SVSM_GATE_FROM_USER 4 /* in: CPL 3 was left, RDI = its frame (gate.S) */
 
 #define SVSM_GATE_VMGEXIT 0 /* out: WRMSR GHCB := EDX:EAX, VMGEXIT, come back with RDMSR GHCB */
 #define SVSM_GATE_LOOP 1 /* out: come back at once */
-#define SVSM_GATE_HLT 2 /* out: HLT, then come back */
+#define SVSM_GATE_HLT 2 /* out: HLT with interrupts on, then come back */
 #define SVSM_GATE_START 3 /* out: start in the area of this CPU, CR3 := EDX:EAX, CR4 := RCX; come back */
+#define SVSM_GATE_USER 4 /* out: go on at CPL 3; RAX = frame, RDX = FS base */
+#define SVSM_GATE_WINDOW 5 /* out: take an interrupt if one is pending, then come back */
 #define SVSM_GATE_PANIC 15 /* out: svsm_panic, with EDX:EAX as for SVSM_GATE_VMGEXIT; no way back */
+
+/* Vectors of a frame that no exception has: SYSCALL, and the interrupt of VMPL0's own APIC. */
+#define SVSM_VECTOR_INTERRUPT 0x40
+#define SVSM_VECTOR_SYSCALL 0x100
 
 /* Termination by the GHCB MSR protocol (56421, 2.3.1): reason set and codes of this SVSM. */
 #define SVSM_REASON_SET 2
