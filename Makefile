@@ -24,6 +24,8 @@ $(MADE): pyproject.toml tools/make_env.py
 # bytecode; half of svsmd's start is compiling it.
 images: $(MADE)
 	@$(BIN)/python tools/build_images.py
+	@$(MAKE) -s -C svsmd/modules
+	@$(BIN)/python tools/make_archive.py svsmd/images/modules.tar svsmd/modules/archive svsmd/modules/build/*
 	@$(BIN)/python -m compileall -q svsmd
 
 run: env

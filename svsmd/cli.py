@@ -112,6 +112,12 @@ def _machine_options(command: Callable[..., int]) -> Callable[..., int]:
             metavar="N",
             help=f"VMPL of the guest: 1, 2 or 3.  [default: {DEFAULT_GUEST_VMPL}]",
         ),
+        click.option(
+            "--archive",
+            type=EXISTING_FILE,
+            metavar="FILE",
+            help="Modules of the SVSM: a tar file with their programs and svsm.toml.",
+        ),
         click.option("--no-svsm", is_flag=True, help="No SVSM: the guest runs at VMPL0."),
         click.option(
             "--secure-tsc",
@@ -135,6 +141,7 @@ def _machine_config(
     cpus: int,
     guest_vmpl: int | None,
     no_svsm: bool,
+    archive: Path | None,
     secure_tsc: bool,
     disk: Sequence[DiskConfig] = (),
     seed: bytes | None = None,
@@ -171,6 +178,7 @@ def _machine_config(
         append=append,
         disks=tuple(disk),
         svsm=not no_svsm,
+        archive=archive,
         guest_vmpl=guest_vmpl,
         secure_tsc=secure_tsc,
         on_reboot=on_reboot,

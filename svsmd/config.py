@@ -93,6 +93,7 @@ class MachineConfig:
         append: command line of the guest, at most `MAX_COMMAND_LINE` bytes of UTF-8.
         disks: at most `MAX_DISKS`, in the order in which the guest finds them.
         svsm: there is an SVSM at VMPL0; without it, the guest runs there.
+        archive: tar file of the SVSM's modules; None is the one that comes with svsmd.
         guest_vmpl: 1 to 3 under an SVSM, 0 without one.
         secure_tsc: the guest's TSC is its own; its kernel has to know that.
         on_reboot: what a reset of the guest does.
@@ -112,6 +113,7 @@ class MachineConfig:
     append: str = ""
     disks: tuple[DiskConfig, ...] = ()
     svsm: bool = True
+    archive: Path | None = None
     guest_vmpl: int = 2
     secure_tsc: bool = False
     on_reboot: OnReboot = OnReboot.RESTART
@@ -147,6 +149,8 @@ class MachineConfig:
             raise UserError(f"there is room for {MAX_DISKS} disks, not for {len(self.disks)}")
         if self.svsm and not 1 <= self.guest_vmpl <= 3:
             raise UserError(f"under an SVSM a guest runs at VMPL 1, 2 or 3, not {self.guest_vmpl}")
+        if not self.svsm and self.archive is not None:
+            raise UserError("modules run under an SVSM: an archive does not go without one")
         if not self.svsm and self.guest_vmpl != 0:
             raise UserError(
                 f"without an SVSM the guest runs at VMPL0, not at VMPL{self.guest_vmpl}"

@@ -79,8 +79,6 @@ _STEP_TRIES: Final = 64
 BARE_VMSA: Final = Gpa(0xF000)
 """VMSA of a guest without an SVSM: below 64 KiB nothing is the guest's RAM."""
 _NEVER: Final = (1 << 64) - 1
-MODULES_ARCHIVE: Final = b""
-"""What is launched for the SVSM's modules, of which there are none yet."""
 SVSM_LINE_LENGTH: Final = 400
 """Bytes of a line that the SVSM writes to the debug port; a longer one is cut into pieces."""
 
@@ -210,9 +208,8 @@ class Machine:
             LaunchRange(region.cpuid, PageType.CPUID, self._cpuid_page()),
             LaunchRange(region.secrets, PageType.SECRETS, size=PAGE_SIZE),
         ]
-        if MODULES_ARCHIVE:
-            archive = MODULES_ARCHIVE.ljust(_whole_pages(len(MODULES_ARCHIVE)), b"\0")
-            ranges.append(LaunchRange(region.archive, PageType.NORMAL, archive))
+        if self._payload.archive:
+            ranges.append(LaunchRange(region.archive, PageType.NORMAL, self._archive()))
         ranges += [LaunchRange(r.gpa, PageType.NORMAL, r.data) for r in boot.ranges]
         vmsa = Vmsa.protected_mode_start(region.base + image.start, sev_features=self._sev_features)
         vmsa.rsi = region.base
@@ -221,7 +218,12 @@ class Machine:
 
     def _svsm_region(self) -> SvsmRegion:
         ram = self.silicon.memory.ranges
-        return SvsmRegion.at_top_of(ram, self.config.cpus, len(MODULES_ARCHIVE))
+        return SvsmRegion.at_top_of(ram, self.config.cpus, len(self._payload.archive))
+
+    def _archive(self) -> bytes:
+        """The archive in whole pages."""
+        data = self._payload.archive
+        return data.ljust(_whole_pages(len(data)), b"\0")
 
     def _launch_info(self, region: SvsmRegion, boot: DirectBoot, image: SvsmImage) -> LaunchInfo:
         own = LaunchRangeFlags.SVSM
@@ -230,8 +232,8 @@ class Machine:
             # Launch info, CPUID page, secrets page and VMSA follow each other.
             ValidatedRange(region.launch_info, 4, own),
         ]
-        if MODULES_ARCHIVE:
-            npages = _whole_pages(len(MODULES_ARCHIVE)) // PAGE_SIZE
+        if self._payload.archive:
+            npages = len(self._archive()) // PAGE_SIZE
             validated.append(ValidatedRange(region.archive, npages, own))
         validated += [
             ValidatedRange(r.gpa, len(r.data) // PAGE_SIZE, sha256=hashlib.sha256(r.data).digest())
@@ -253,7 +255,7 @@ class Machine:
             svsm_kernel=Gpa(region.image + image.kernel),
             svsm_kernel_size=image.kernel_size,
             svsm_archive=region.archive,
-            svsm_archive_size=len(MODULES_ARCHIVE),
+            svsm_archive_size=len(self._payload.archive),
             svsm_core_digest=Gpa(region.image + image.core_digest),
             svsm_ghcb=region.ghcb,
             entry=EntryState(

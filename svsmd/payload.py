@@ -21,12 +21,16 @@ class Payload:
         kernel: the file's contents; the demo guest if there is no file.
         initrd: the same, or None.
         append: command line of the guest.
+        archive: modules of the SVSM; empty if there is none.
     """
 
-    def __init__(self, kernel: bytes, initrd: bytes | None, append: str) -> None:
+    def __init__(
+        self, kernel: bytes, initrd: bytes | None, append: str, archive: bytes = b""
+    ) -> None:
         self.kernel = kernel
         self.initrd = initrd
         self.append = append
+        self.archive = archive
         self._unpacking: Future[bytes] | None = None
 
     def start_unpacking(self) -> None:
@@ -58,9 +62,10 @@ def read_payload(config: MachineConfig) -> Payload:
     try:
         kernel = kernel_path.read_bytes()
         initrd = config.initrd.read_bytes() if config.initrd is not None else None
+        archive = (config.archive or image_path("modules")).read_bytes() if config.svsm else b""
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
-    payload = Payload(kernel, initrd, config.append)
+    payload = Payload(kernel, initrd, config.append, archive)
     if config.decompress is Decompress.HOST and is_bzimage(kernel):
         payload.start_unpacking()
     return payload

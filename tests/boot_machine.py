@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Never
 
 import pytest
 
 from svsmd.config import MIB, MachineConfig
-from svsmd.core.gate import Handler
+from svsmd.core.gate import Handler, Wait
 from svsmd.core.hypervisor import SVSM_REASON_SET, SvsmReason
 from svsmd.core.kernel_launch import KernelLaunch
 from svsmd.core.port import GateCall
 from svsmd.errors import ExitCode
 from svsmd.host.layout import SvsmRegion, ram_ranges
+from svsmd.images import image_path
 from svsmd.machine import build_machine
 from svsmd.slice_end import Ended
 from svsmd.snp import ghcb_msr
@@ -27,23 +29,26 @@ MEMORY = 64 * MIB
 class Boot:
     """A machine before its first instruction, and what its SVSM says."""
 
-    def __init__(self, memory: int = MEMORY, cpus: int = 1) -> None:
-        self.machine = build_machine(MachineConfig(seed=b"test", rtc=0, memory=memory, cpus=cpus))
+    def __init__(self, memory: int = MEMORY, cpus: int = 1, archive: Path | None = None) -> None:
+        self.machine = build_machine(
+            MachineConfig(seed=b"test", rtc=0, memory=memory, cpus=cpus, archive=archive)
+        )
         self.log: list[str] = []
         self.machine.on_svsm_console = lambda data: self.log.append(data.decode().rstrip("\n"))
-        self.region = SvsmRegion.at_top_of(ram_ranges(memory), cpus)
+        size = (archive or image_path("modules")).stat().st_size
+        self.region = SvsmRegion.at_top_of(ram_ranges(memory), cpus, size)
 
     def to_the_core(self) -> KernelLaunch:
         """Run up to the first gate call; what stage 2 passes."""
         seen: list[int] = []
         core = self.machine.core
         assert core is not None
-        start = core._start
 
         def stop(call: GateCall) -> Handler[Never]:
             seen.append(call.rax)
             self.machine.request_stop()
-            return start(call)
+            while True:
+                yield Wait()
 
         core._gate._start = stop
         while not seen:

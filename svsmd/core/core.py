@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Never
 
 from svsmd.core.access import load_own, store_own
+from svsmd.core.archive import Archive
 from svsmd.core.backtrace.exception_frame import vector_name
 from svsmd.core.backtrace.symbols import Symbols
 from svsmd.core.boot import (
@@ -39,6 +40,10 @@ from svsmd.core.protocols.core import CoreProtocol
 from svsmd.core.protocols.page_state import PageStateProtocol
 from svsmd.core.request_loop import RequestLoop
 from svsmd.core.restart import PayloadChanged, Restarter
+from svsmd.core.startup import start_programs
+from svsmd.core.syscalls.setup import make_processes
+from svsmd.core.tasks.interrupts import ApicInterrupts
+from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.snp.types import PAGE_SIZE
 
 MAX_LATER_EXCEPTIONS: Final = 4
@@ -71,17 +76,14 @@ class Core:
         self._cpus: dict[int, PerCpu] = {}
         self._protocols: dict[int, CallProtocol] = {}
         self._machine: Machine | None = None
+        self._interrupts = ApicInterrupts(self.log)
         self._loop: RequestLoop | None = None
+        self._scheduler: Scheduler | None = None
         self._secrets: int | None = None
         self._reason = SvsmReason.PANIC
         self._later_exceptions = 0
         self.panic_report: tuple[str, ...] = ()
         """What the log says of the panic; empty as long as there is none."""
-
-    @property
-    def cpus(self) -> Mapping[int, PerCpu]:
-        """The vCPUs by APIC id, as far as they are known."""
-        return self._cpus
 
     @property
     def machine(self) -> Machine | None:
@@ -92,6 +94,11 @@ class Core:
     def protocols(self) -> Mapping[int, CallProtocol]:
         """What is served, by number."""
         return self._protocols
+
+    @property
+    def cpus(self) -> Mapping[int, PerCpu]:
+        """The vCPUs by APIC id, as far as they are known."""
+        return self._cpus
 
     @property
     def panicked(self) -> bool:
@@ -164,24 +171,38 @@ class Core:
                 self._reason = SvsmReason.PAYLOAD
                 raise
 
-        loop = self._loop = RequestLoop(
-            machine.memory, self._protocols, machine.guest_vmpl, self.log, refused
+        scheduler = self._scheduler = Scheduler(range(launch.cpu_count), self._interrupts)
+        self._gate.task_of = scheduler.body_of
+        archive = Archive(cpu, *kernel.archive)
+        processes = make_processes(scheduler, machine.pages, archive, self.log)
+        self._loop = RequestLoop(
+            machine.memory, self._protocols, machine.guest_vmpl, self.log, refused, scheduler
         )
         for apic_id in others:
             yield from start_ap(cpu, machine, self._cpus[apic_id], self._config.cpu_start)
         self.log.write(memory_report(machine.pages))
-        yield from loop.run(cpu)
-        raise AssertionError("the request loop has no end")
+        start_programs(cpu, archive, processes, launch.cpu_count, self.log)
+        yield from self._run_tasks(cpu, scheduler, self._loop)
+        raise AssertionError("the life of a CPU has no end")
 
     def _run_ap(self, cpu: PerCpu) -> Handler[Never]:
-        if self._machine is None or self._loop is None:
+        if self._machine is None or self._scheduler is None or self._loop is None:
             raise SvsmPanic(f"vCPU {cpu.apic_id} starts before the boot CPU is done")
         try:
             yield from set_up_ghcb(cpu, self._machine.maps)
         except OutOfMemory as error:
             raise SvsmPanic(TOO_SMALL) from error
-        yield from self._loop.run(cpu)
-        raise AssertionError("the request loop has no end")
+        yield from self._run_tasks(cpu, self._scheduler, self._loop)
+        raise AssertionError("the life of a CPU has no end")
+
+    def _run_tasks(self, cpu: PerCpu, scheduler: Scheduler, loop: RequestLoop) -> Handler[Never]:
+        yield from self._interrupts.enable(cpu)
+        guest = scheduler.start(
+            cpu, f"guest {cpu.apic_id}", loop.run(cpu), affinity=frozenset({cpu.apic_id})
+        )
+        guest.killable = False
+        yield from scheduler.run(cpu)
+        raise AssertionError("the life of a CPU has no end")
 
     def _panic(self, call: GateCall, error: Exception | None) -> None:
         """Secrets first: nothing that goes wrong later leaves them there."""

@@ -17,8 +17,14 @@ GATE: Final = 100
 """One pass through the gate: saving and loading the state of a handler."""
 REQUEST: Final = 400
 """Taking one call from the guest's VMSA and calling area, and writing its result back."""
+SYSTEM_CALL: Final = 200
+"""Finding out what a program at CPL 3 wants, and giving it the result."""
+PAGE_FAULT: Final = 400
+"""Finding out where a page belongs that a program has touched."""
 MEMORY_ACCESS: Final = 10
 """One load or store of up to a cache line."""
+LOG_BYTE: Final = 16
+"""One byte for the log."""
 COPY_PAGE: Final = 128
 """Reading or writing 4 KiB, 32 bytes a tick."""
 HASH_PAGE: Final = 4096

@@ -111,13 +111,13 @@ def test_region_anywhere(memory: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, PAGE_SIZE, 3 * MIB + 17])
-def test_archive_of_the_modules(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_of_the_modules(size: int, tmp_path: Path) -> None:
     archive = bytes(range(1, 252)) * (size // 251 + 1)
     archive = archive[:size]
     without = Boot().machine.launch_digest
-    monkeypatch.setattr("svsmd.machine.MODULES_ARCHIVE", archive)
-    boot = Boot()
-    boot.region = SvsmRegion.at_top_of(ram_ranges(MEMORY), 1, size)
+    path = tmp_path / "modules.tar"
+    path.write_bytes(archive)
+    boot = Boot(archive=path)
     assert boot.machine.launch_digest != without
     launch = boot.to_the_core()
     assert launch.archive == (boot.region.archive, size)
@@ -169,7 +169,8 @@ def test_launched_page_that_the_host_took_away_is_an_exception() -> None:
 
 def test_missing_page_ends_at_the_host_that_took_it() -> None:
     boot = Boot()
-    boot.machine.silicon.rmp.rmpupdate(Spa(boot.region.archive), RmpUpdate())
+    archive = -(-image_path("modules").stat().st_size // PAGE_SIZE) * PAGE_SIZE
+    boot.machine.silicon.rmp.rmpupdate(Spa(boot.region.archive + archive), RmpUpdate())
     for _ in range(100):
         end = boot.machine.run_slice()
         if isinstance(end, Ended):

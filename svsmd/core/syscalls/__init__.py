@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""System calls of CPL 3 programs."""

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""Joins processes with the system calls that they can make."""
+
+from __future__ import annotations
+
+from svsmd.core.archive import Archive
+from svsmd.core.log import CoreLog
+from svsmd.core.memory import PageAllocator
+from svsmd.core.syscalls.dispatch import Dispatcher
+from svsmd.core.syscalls.posix import PosixCalls
+from svsmd.core.syscalls.tasks import TaskCalls
+from svsmd.core.tasks.process_table import ProcessTable
+from svsmd.core.tasks.scheduler import Scheduler
+
+
+def make_processes(
+    scheduler: Scheduler, pages: PageAllocator, archive: Archive, log: CoreLog
+) -> ProcessTable:
+    """A table of processes that have all system calls."""
+    processes = ProcessTable(scheduler, pages, archive, log)
+    tasks = TaskCalls(processes)
+    dispatcher = Dispatcher(PosixCalls(archive, processes).functions | tasks.functions)
+    tasks.dispatcher = dispatcher
+    processes.system_call = dispatcher.serve
+    return processes
