@@ -40,7 +40,7 @@ from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
 from svsmd.snp.faults import GuestFault, NestedFault, NpfError, Vector
 from svsmd.snp.ghcb import Ghcb, GhcbExit
 from svsmd.snp.ghcb_msr import HvFeature, MsrPscOperation
-from svsmd.snp.page_walk import PageWalker, PagingState
+from svsmd.snp.page_walk import KnownTables, PageWalker, PagingState
 from svsmd.snp.physical_access import PhysicalAccess
 from svsmd.snp.rmp import GUEST_ASID, Perm, Rmp, RmpUpdate
 from svsmd.snp.secrets_page import SecretsPage
@@ -188,7 +188,7 @@ class FakePort:
         if found is not None:
             return found[0]
         state = PagingState(_CR0, self.cr3, self.cr4, _EFER)
-        leaf = self._walker.translate(state, gva, kind, 0, self._tlb.tables)
+        leaf = self._walker.translate(state, gva, kind, 0, self.machine.known)
         self._tlb.add(gva, leaf)
         return leaf.gpa
 
@@ -229,6 +229,7 @@ class FakePort:
         assert self._gpa(gva + n - 1, AccessKind.WRITE) == first + n - 1
         for page in range(first >> PAGE_SHIFT, (first + n) >> PAGE_SHIFT):
             self.machine.pages.pop(page, None)
+        self.machine.known.memory_written(first, n)
 
     def _operand(self, gva: int) -> int:
         translated = self.translate(gva)
@@ -298,7 +299,8 @@ class FakeVmpl0:
     faults: list[NestedFault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rmp = Rmp([range(RAM_SIZE)])
+        self.known = KnownTables()
+        self.rmp = Rmp([range(RAM_SIZE)], self.known.rmp_changed)
         self.core = Core(CoreConfig(CPU_START, IMAGE, poison=self.poison))
         self.ports = [FakePort(self) for _ in range(self.info.cpu_count)]
         self.calls: dict[int, FakeGateCall] = {}
@@ -420,6 +422,7 @@ class FakeVmpl0:
         return out
 
     def put(self, gpa: int, data: bytes) -> None:
+        self.known.memory_written(gpa, len(data))
         while data:
             start = gpa & PAGE_MASK
             part = data[: PAGE_SIZE - start]

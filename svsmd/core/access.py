@@ -112,6 +112,14 @@ class mapped:
 
 def _load(cpu: PerCpu, gpa: int, nbytes: int, shared: bool) -> Handler[bytes]:
     cpu.port.charge(_copy_cost(nbytes))
+    window = _window(cpu, gpa, nbytes, shared)
+    if window is not None:
+        gva = window.gva + gpa - window.start
+        while True:
+            try:
+                return cpu.port.read(gva, nbytes)
+            except NestedFault as fault:
+                yield NestedPageFault(fault)
     parts: list[bytes] = []
     for start, chunk in _pages(gpa, nbytes):
         with mapped(cpu, start & ~PAGE_MASK, shared=shared) as page:
@@ -122,6 +130,14 @@ def _load(cpu: PerCpu, gpa: int, nbytes: int, shared: bool) -> Handler[bytes]:
 
 def _store(cpu: PerCpu, gpa: int, data: bytes, shared: bool) -> Handler[None]:
     cpu.port.charge(_copy_cost(len(data)))
+    window = _window(cpu, gpa, len(data), shared)
+    if window is not None:
+        gva = window.gva + gpa - window.start
+        while True:
+            try:
+                return cpu.port.write(gva, data)
+            except NestedFault as fault:
+                yield NestedPageFault(fault)
     for start, chunk in _pages(gpa, len(data)):
         part = data[start - gpa : start - gpa + chunk]
         with mapped(cpu, start & ~PAGE_MASK, shared=shared) as page:

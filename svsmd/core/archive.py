@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import posixpath
-import tarfile
 from typing import NamedTuple
 
 from svsmd.core.access import load_own
@@ -40,6 +39,8 @@ class Archive:
         self._directories = {"/"}
         if not nbytes:
             return
+        import tarfile  # an SVSM without modules starts sooner
+
         try:
             with tarfile.open(fileobj=io.BytesIO(load_own(cpu, gpa, nbytes)), mode="r:") as tar:
                 for member in tar:

@@ -3,7 +3,7 @@
 
 Theory of operation, one turn: the guest's VMSA loses EFER.SVME, so that no VMRUN can use it while
 the SVSM looks at it; if the guest came by VMGEXIT and its calling area says that a call is pending,
-the call is served; SVME is set again; TLBs are flushed; the host is asked to run the guest's VMPL.
+the call is served; SVME is set again; the host is asked to run the guest's VMPL.
 The host may come back without any of that having happened, as often as it likes: then there is no
 call, and the turn is an empty one.
 
@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import Final, Never, Protocol
 
 from svsmd.core import costs
-from svsmd.core.access import flush_tlb, load, mapped, store
+from svsmd.core.access import load, mapped, store
 from svsmd.core.calls import CallProtocol, Reply, Request
 from svsmd.core.gate import Block, Handler, Preempt, Reschedule, Sleepers, Vmgexit
 from svsmd.core.guest_memory import GuestMemory
@@ -134,8 +134,8 @@ class RequestLoop:
             if cpu.world is not world:
                 return False
             yield from self._show_available(cpu, world)
+            # No TLB is flushed here: whoever takes a right away from the guest does that at once.
             yield from set_svme(cpu, world.vmsa, True)
-        flush_tlb(cpu)
         return True
 
     def _show_available(self, cpu: PerCpu, world: GuestWorld) -> Handler[None]:

@@ -21,7 +21,6 @@ Spec: none; TOML 1.0.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from typing import Final
 
@@ -49,6 +48,8 @@ def start_programs(
     raw = archive.read(cpu, CONFIGURATION)
     if raw is None:
         return
+    import tomllib  # an SVSM without modules starts sooner
+
     try:
         configuration = tomllib.loads(raw.decode())
         if configuration.keys() - {"program"}:

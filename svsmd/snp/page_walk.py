@@ -9,6 +9,7 @@ guest are private, whatever the C-bit of the table's address).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from svsmd.snp.access import AccessKind
@@ -71,6 +72,55 @@ class LastTable(NamedTuple):
     no_execute: int
 
 
+class KnownTables:
+    """Page tables of the last level that walks have found, and what they are known by.
+
+    A walk from here on gives what a whole one would, as long as whoever keeps it reports every
+    change of memory and of the RMP: what hangs on an entry that changes is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[int, int], LastTable] = {}
+        self._by_entry: dict[int, set[tuple[int, int]]] = {}
+        self._pages: set[int] = set()
+        """Numbers of the pages with such entries."""
+
+    def find(self, cr3: int, address: int) -> LastTable | None:
+        """The page table of an address in long mode."""
+        return self._tables.get((cr3, address >> LAST_TABLE_SHIFT))
+
+    def add(self, cr3: int, address: int, table: LastTable, path: Sequence[int]) -> None:
+        """Note a table, to which the entries at the GPAs of `path` have led."""
+        key = cr3, address >> LAST_TABLE_SHIFT
+        self._tables[key] = table
+        for entry in path:
+            self._by_entry.setdefault(entry, set()).add(key)
+            self._pages.add(entry >> PAGE_SHIFT)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def memory_written(self, gpa: int, nbytes: int) -> None:
+        """These bytes may have changed."""
+        first, last = gpa >> PAGE_SHIFT, (gpa + nbytes - 1) >> PAGE_SHIFT
+        if first == last and first not in self._pages:
+            return
+        stop = gpa + nbytes
+        for page in [page for page in self._pages if first <= page <= last]:
+            start = page << PAGE_SHIFT
+            entries = range(max(gpa & -8, start), min(stop, start + PAGE_SIZE), 8)
+            for entry in entries:
+                for key in self._by_entry.pop(entry, ()):
+                    self._tables.pop(key, None)
+
+    def rmp_changed(self, first_page: int, npages: int) -> None:
+        """A page may not be what it was for VMPL0."""
+        if any(first_page <= page < first_page + npages for page in self._pages):
+            self._tables.clear()
+            self._by_entry.clear()
+            self._pages.clear()
+
+
 class PageWalker:
     """Walks guest page tables as one VMPL.
 
@@ -89,13 +139,12 @@ class PageWalker:
         address: int,
         kind: AccessKind,
         cpl: int,
-        known: dict[int, LastTable] | None = None,
+        known: KnownTables | None = None,
     ) -> Translation:
         """Translates a linear address.
 
         Args:
-            known: for long mode, page tables of former walks under the same CR3, by bits 63:21 of
-                the address; used, and added to. Who keeps it drops what INVLPG and flushes drop.
+            known: for long mode, page tables of former walks; used, and added to.
 
         Raises:
             GuestFault: #PF with its error code and address, or #GP for a non-canonical one.
@@ -117,7 +166,7 @@ class PageWalker:
         address: int,
         kind: AccessKind,
         cpl: int,
-        known: dict[int, LastTable] | None,
+        known: KnownTables | None,
     ) -> Translation:
         if not state.cr4 & CR4_PAE:
             return self._two_levels(state, address & 0xFFFF_FFFF, kind, cpl)
@@ -133,12 +182,13 @@ class PageWalker:
 
     def _levels(
         self, state: PagingState, address: int, kind: AccessKind, cpl: int, table: int, shift: int,
-        known: dict[int, LastTable] | None = None,
+        known: KnownTables | None = None,
     ) -> Translation:  # fmt: skip
         legacy_pointers = shift == 30
         allowed = _W | _U
         no_execute = 0
-        last = None if known is None else known.get(address >> LAST_TABLE_SHIFT)
+        path: list[int] = []
+        last = None if known is None else known.find(state.cr3, address)
         if last is not None:
             table, allowed, no_execute = last
             shift = PAGE_SHIFT
@@ -170,8 +220,9 @@ class PageWalker:
                 self._mark(where, entry, dirty=False)
             table = entry & _FRAME
             shift -= 9
+            path.append(where)
             if shift == PAGE_SHIFT and known is not None:
-                known[address >> LAST_TABLE_SHIFT] = LastTable(table, allowed, no_execute)
+                known.add(state.cr3, address, LastTable(table, allowed, no_execute), path)
 
     def _two_levels(
         self, state: PagingState, address: int, kind: AccessKind, cpl: int

@@ -9,7 +9,7 @@ Spec: 24593, 15.36.10; docs/access-checks.md.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from svsmd.snp.access import Access, AccessKind, Ciphertext, Done, NestedPageFault, VcNotValidated
 from svsmd.snp.access import check as check_access
@@ -33,6 +33,8 @@ _NEEDED = {
     AccessKind.WALK_UPDATE: int(Perm.READ | Perm.WRITE),
 }
 
+_READ_WRITE: Final = int(Perm.READ | Perm.WRITE)
+
 
 class PhysicalAccess:
     """Reads and writes of guest-physical addresses, checked as the hardware checks them."""
@@ -41,6 +43,16 @@ class PhysicalAccess:
         self._memory = memory
         self._rmp = rmp
         self._cipher = cipher
+        self._vmpl0_pages: set[int] = set()
+        """Numbers of pages that VMPL0 may read and write: the SVSM asks for the same again and
+        again, and the RMP's answer takes ten times as long."""
+        rmp.on_change.append(self._rmp_changed)
+
+    def _rmp_changed(self, first_page: int, npages: int) -> None:
+        if npages == 1:
+            self._vmpl0_pages.discard(first_page)
+        else:
+            self._vmpl0_pages.difference_update(range(first_page, first_page + npages))
 
     def resolve(self, vmpl: int, gpa: int, kind: AccessKind, cpl: int = 0) -> tuple[int, bool]:
         """Checks one access within one page.
@@ -57,12 +69,17 @@ class PhysicalAccess:
         """
         plain = gpa & ~C_BIT
         needed = _NEEDED.get(kind)
-        if (
-            needed is not None
-            and (gpa & C_BIT or kind in (AccessKind.WALK, AccessKind.WALK_UPDATE))
-            and self._rmp.permissions(plain >> PAGE_SHIFT, vmpl) & needed == needed
+        if needed is not None and (
+            gpa & C_BIT or kind is AccessKind.WALK or kind is AccessKind.WALK_UPDATE
         ):
-            return plain, False
+            page = plain >> PAGE_SHIFT
+            if not vmpl and page in self._vmpl0_pages:
+                return plain, False
+            allowed = self._rmp.permissions(page, vmpl)
+            if not vmpl and allowed & _READ_WRITE == _READ_WRITE:
+                self._vmpl0_pages.add(page)
+            if allowed & needed == needed:
+                return plain, False
         access = self._access(vmpl, gpa, kind, cpl)
         if not self._memory.contains(plain & ~PAGE_MASK, PAGE_SIZE):
             bits = NpfError.U | NpfError.FINAL

@@ -44,7 +44,7 @@ from svsmd.snp.memory import GuestMemory
 from svsmd.snp.page_walk import (
     CR0_PG,
     CR4_PAE,
-    LastTable,
+    KnownTables,
     PageWalker,
     PagingState,
     Translation,
@@ -273,7 +273,7 @@ class Processor:
         address: int,
         kind: AccessKind,
         cpl: int,
-        known: dict[int, LastTable] | None = None,
+        known: KnownTables | None = None,
     ) -> Translation:
         """translate(), with the size of the page that the address is in; `known` as there."""
         return self._walkers[self.vmpl].translate(self.paging_state(), address, kind, cpl, known)

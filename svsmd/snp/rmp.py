@@ -174,14 +174,14 @@ class Rmp:
     `ranges` are the SPA ranges of RAM in bytes, page aligned; a page outside is not covered by the
     RMP and belongs to the host for ever (24593, 15.36.5).
 
-    `on_change(first_page, npages)` is called after every instruction that changed an entry, with
-    page numbers (SPA >> 12). It is not called when an instruction fails or changes nothing.
+    All of `on_change` are called with (first page, number of pages) after every instruction that
+    changed an entry; page numbers are SPA >> 12. They are not when one fails or changes nothing.
     """
 
     def __init__(
         self, ranges: Iterable[range], on_change: Callable[[int, int], None] | None = None
     ) -> None:
-        self.on_change = on_change
+        self.on_change: Final = [] if on_change is None else [on_change]
         self._ranges = tuple(
             (r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in ranges if r.stop > r.start
         )
@@ -354,8 +354,8 @@ class Rmp:
             _REGION_SIZE, "little"
         )
         self._assigned_4k[page // PAGES_PER_HUGE_PAGE] = PAGES_PER_HUGE_PAGE
-        if self.on_change is not None:
-            self.on_change(page, PAGES_PER_HUGE_PAGE)
+        for callback in self.on_change:
+            callback(page, PAGES_PER_HUGE_PAGE)
         return _SUCCESS
 
     # Guest -----------------------------------------------------------------------------------
@@ -566,5 +566,5 @@ class Rmp:
             return
         words[index] = low
         words[index + 1] = high
-        if self.on_change is not None:
-            self.on_change(page, npages)
+        for callback in self.on_change:
+            callback(page, npages)

@@ -140,6 +140,7 @@ class Silicon:
         if cpu.nested.unmap(first_page, npages):
             cpu.flush_tlb()
         cpu.forget_code(start << PAGE_SHIFT, npages << PAGE_SHIFT)
+        self._port.known.rmp_changed(first_page, npages)
 
     def _memory_written(self, spa: int, nbytes: int) -> None:
         self.cpu.forget_code(self.memory.offset_of(spa), nbytes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, NestedFault, Vector
-from svsmd.snp.page_walk import LAST_TABLE_SHIFT, LastTable, Translation
+from svsmd.snp.page_walk import KnownTables, Translation
 from svsmd.snp.rmp import RmpQueryResult
 from svsmd.snp.types import (
     C_BIT,
@@ -54,8 +54,6 @@ class Tlb:
             (shift, {}) for shift in _SHIFTS
         )
         self._by_shift = dict(self.sizes)
-        self.tables: Final[dict[int, LastTable]] = {}
-        """What walks have found above the last level, as PageWalker.translate() keeps it."""
 
     def find(self, gva: int, *, write: bool) -> tuple[int, int] | None:
         """GPA with C-bit and bytes to the end of the page, or None if a walk is needed."""
@@ -79,7 +77,6 @@ class Tlb:
         """Whatever page the address is in."""
         for shift, entries in self.sizes:
             entries.pop(gva >> shift, None)
-        self.tables.pop(gva >> LAST_TABLE_SHIFT, None)
 
 
 def _parts(gva: int, n: int) -> list[tuple[int, int]]:
@@ -96,15 +93,19 @@ def _parts(gva: int, n: int) -> list[tuple[int, int]]:
 class Vmpl0Port:
     """VMPL0's view of the machine. Valid while a gate call is being served.
 
-    It has a TLB as a CPU has one, for pages and for tables: what it has seen stays, whatever
-    becomes of the tables, until INVLPG of an address there, a load of its CR3 by `write_cr3`, or a
-    flush. Only supervisor addresses are remembered: what is allowed at the user's depends on
-    RFLAGS.AC. What the RMP says is looked up with every access.
+    It has a TLB as a CPU has one: what it has seen stays, whatever becomes of the tables, until
+    INVLPG of an address there, a load of its CR3 by `write_cr3`, or a flush. Only supervisor
+    addresses are remembered: what is allowed at the user's depends on RFLAGS.AC. What the RMP says
+    is looked up with every access.
+
+    `known` only makes walks shorter. It relies on the SVSM changing its upper tables through this
+    port; native code that did so would have to load another CR3.
     """
 
     def __init__(self, processor: Processor) -> None:
         self._p = processor
         self._tlbs: dict[int, Tlb] = {}
+        self.known: Final = KnownTables()
         self._engine_is_stale = False
 
     def _translate(self, gva: int, kind: AccessKind) -> tuple[int, int]:
@@ -118,7 +119,7 @@ class Vmpl0Port:
         if found is not None:
             return found
         if gva & _KERNEL_HALF:
-            leaf = self._p.translate_leaf(gva, kind, 0, tlb.tables)
+            leaf = self._p.translate_leaf(gva, kind, 0, self.known)
             tlb.add(gva, leaf)
         else:
             leaf = self._p.translate_leaf(gva, kind, 0)
@@ -140,30 +141,40 @@ class Vmpl0Port:
             GuestFault: #PF, #GP or #VC 0x404, with the address that faulted.
             NestedFault: the host gave the page away, or it is not RAM.
         """
-        parts = []
-        for start, chunk in _parts(gva, n):
-            gpa, _ = self._translate(start, AccessKind.READ)
-            try:
-                parts.append(self._p.physical.read(0, gpa, chunk))
-            except GuestFault as fault:
-                fault.address = start
-                raise
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if (gva & PAGE_MASK) + n <= PAGE_SIZE:
+            return self._read(gva, n)
+        return b"".join(self._read(start, chunk) for start, chunk in _parts(gva, n))
+
+    def _read(self, gva: int, n: int) -> bytes:
+        """In one page."""
+        gpa, _ = self._translate(gva, AccessKind.READ)
+        try:
+            return self._p.physical.read(0, gpa, n)
+        except GuestFault as fault:
+            fault.address = gva
+            raise
 
     def write(self, gva: int, data: bytes) -> None:
         """Writes all of `data`, or nothing if a page of it faults; raises as read()."""
+        if (gva & PAGE_MASK) + len(data) <= PAGE_SIZE:
+            self._write(gva, data)
+            return
         parts = _parts(gva, len(data))
-        if len(parts) > 1:
-            for start, _ in parts:
-                self._check(start, AccessKind.WRITE)
+        for start, _ in parts:
+            self._check(start, AccessKind.WRITE)
         for start, chunk in parts:
-            gpa, _ = self._translate(start, AccessKind.WRITE)
-            try:
-                spa = self._p.physical.write(0, gpa, data[start - gva : start - gva + chunk])
-            except GuestFault as fault:
-                fault.address = start
-                raise
-            self._p.write_memory_hook(spa, chunk)
+            self._write(start, data[start - gva : start - gva + chunk])
+
+    def _write(self, gva: int, data: bytes) -> None:
+        """In one page."""
+        gpa, _ = self._translate(gva, AccessKind.WRITE)
+        try:
+            spa = self._p.physical.write(0, gpa, data)
+        except GuestFault as fault:
+            fault.address = gva
+            raise
+        self._p.write_memory_hook(spa, len(data))
+        self.known.memory_written(spa, len(data))
 
     def _operand(self, gva: int) -> tuple[Spa, Gpa]:
         gpa, _ = self._translate(gva, AccessKind.READ)
@@ -226,6 +237,7 @@ class Vmpl0Port:
             chunk = min(n, left, p.rmp.contiguous(spa))
             p.memory.zero(spa, chunk)
             p.write_memory_hook(spa, chunk)
+            self.known.memory_written(spa, chunk)
             gva += chunk
             n -= chunk
 

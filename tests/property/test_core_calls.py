@@ -107,7 +107,7 @@ class Masks:
         self.machine = machine
         self.accessible = self.writable = self.validated = self.vmsa = 0
         self.changed(0, NPAGES)
-        machine.rmp.on_change = self.on_change
+        machine.rmp.on_change.append(self.on_change)
 
     def changed(self, first: int, npages: int) -> None:
         page = first

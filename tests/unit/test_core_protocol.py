@@ -122,7 +122,7 @@ class TestPvalidate:
         assert not page.validated
         assert page.permissions[1:] == (Perm.NONE,) * 3
         log = [what for what, gpa in machine.ports[0].log if gpa in (FREE, 0)]
-        assert log == ["revoke", "revoke", "rescind", "flush", "flush"]
+        assert log == ["revoke", "revoke", "rescind", "flush"]
         assert next_index(machine) == 1
 
     def test_rescind_takes_from_lower_vmpls_too(self, machine: FakeVmpl0) -> None:

@@ -118,7 +118,7 @@ def test_guest_cannot_run_while_its_call_is_served(machine: FakeVmpl0) -> None:
     machine.ports[0].log.clear()
     assert machine.run(0) == "guest"
     assert state.efer & Efer.SVME
-    assert machine.ports[0].log[-1] == ("flush", 0)
+    assert ("flush", 0) in machine.ports[0].log, "the list has taken rights away"
 
 
 def test_efer_bits_without_a_name_survive(machine: FakeVmpl0) -> None:

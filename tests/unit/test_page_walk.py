@@ -9,8 +9,7 @@ from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import GuestFault, Vector
 from svsmd.snp.memory import GuestMemory
 from svsmd.snp.page_walk import (
-    LAST_TABLE_SHIFT,
-    LastTable,
+    KnownTables,
     PageWalker,
     PagingState,
     Translation,
@@ -242,13 +241,43 @@ def test_known_page_tables_are_used():
     """What is kept of a former walk stands for the levels above, with their rights."""
     tables, address = Tables(), 0x40_2345
     tables.long(address)
-    known: dict[int, LastTable] = {}
+    known = KnownTables()
     first = tables.walker.translate(LONG, address, READ, 0, known)
-    assert list(known) == [address >> LAST_TABLE_SHIFT]
-    tables.put(ROOT + (address >> 39 & 511) * 8, 0)
+    assert len(known) == 1
+    found = known.find(LONG.cr3, address)
+    assert found is not None
+    upper = ROOT + (address >> 39 & 511) * 8
+    tables.put(upper, 0)
     assert tables.walker.translate(LONG, address, READ, 0, known) == first
     with pytest.raises(GuestFault):
         tables.walker.translate(LONG, address, READ, 0)
-    known[address >> LAST_TABLE_SHIFT] = known[address >> LAST_TABLE_SHIFT]._replace(allowed=0)
+    without_rights = KnownTables()
+    without_rights.add(LONG.cr3, address, found._replace(allowed=0), ())
     with pytest.raises(GuestFault):
-        tables.walker.translate(LONG, address, READ, 3, known)
+        tables.walker.translate(LONG, address, READ, 3, without_rights)
+
+
+@pytest.mark.parametrize(
+    ("gpa", "nbytes", "forgotten"),
+    [(0, 8, True), (7, 1, True), (-8, 9, True), (8, 8, False), (-8, 8, False), (1 << 30, 8, False)],
+)
+def test_known_page_tables_follow_memory(gpa: int, nbytes: int, forgotten: bool):
+    tables, address = Tables(), 0x40_2345
+    tables.long(address)
+    known = KnownTables()
+    tables.walker.translate(LONG, address, READ, 0, known)
+    entry = ROOT + (address >> 39 & 511) * 8
+    known.memory_written(entry + gpa, nbytes)
+    assert (known.find(LONG.cr3, address) is None) == forgotten
+
+
+@pytest.mark.parametrize(
+    ("page", "npages", "forgotten"), [(0, 1, True), (-1, 1, False), (-1, 2, True)]
+)
+def test_known_page_tables_follow_the_rmp(page: int, npages: int, forgotten: bool):
+    tables, address = Tables(), 0x40_2345
+    tables.long(address)
+    known = KnownTables()
+    tables.walker.translate(LONG, address, READ, 0, known)
+    known.rmp_changed((ROOT >> 12) + page, npages)
+    assert (known.find(LONG.cr3, address) is None) == forgotten
