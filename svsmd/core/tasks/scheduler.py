@@ -32,6 +32,8 @@ from svsmd.core.tasks.task import Priority, RunQueue, Task, TaskKilled, TaskStat
 TIME_SLICE: Final = 1_000_000
 """Ticks of a turn at CPL 3 when others want the CPU, and of the guest when tasks do: 1 ms."""
 
+_STALE_SLEEPERS: Final = 16
+
 KILLED_STATUS: Final = -1
 """Exit status of a kernel thread that was killed."""
 
@@ -139,7 +141,11 @@ class Scheduler:
             self.wake(cpu, task)
 
     def kill(self, cpu: PerCpu, task: Task) -> None:
-        """End a task: `TaskKilled` comes up in its body at its next turn, or behind CPL 3."""
+        """End a task: `TaskKilled` comes up in its body where it blocks or gives its CPU away.
+
+        Instead of going to CPL 3 as well, but nowhere else: what it asks of the host, and takes of
+        it when it leaves CPL 3, is not done by halves.
+        """
         task.killed = True
         if task.state is TaskState.BLOCKED:
             self._wake(cpu, task, 0)
@@ -263,18 +269,24 @@ class Scheduler:
         began = cpu.port.rdtsc()
         state.turn_end = began + TIME_SLICE
         value, task.resume_value = task.resume_value, 0
+        # A body that has not begun would know nothing of its end.
+        may_end = value is not None
         try:
             while True:
-                if task.killed and task.killable:
+                if may_end and task.killed and task.killable:
                     task.killable = False  # what its body does to clean up is not disturbed
                     effect = task.body.throw(TaskKilled())
                 else:
                     effect = task.body.send(value)  # type: ignore[arg-type]
+                may_end = isinstance(effect, Block | Reschedule | EnterUser)
+                if may_end and task.killed and task.killable:
+                    continue
+                may_end = False
                 match effect:
                     case Block(queue, deadline):
                         self._leave(cpu, task)
                         self._sleep(state, task, queue, deadline)
-                        return
+                        break
                     case Reschedule():
                         self._leave(cpu, task)
                         task.state = TaskState.READY
@@ -282,7 +294,7 @@ class Scheduler:
                         if not task.may_run_on(cpu.apic_id):
                             state.ready.remove(task)
                             self._make_ready(cpu, task)
-                        return
+                        break
                     case EnterUser():
                         yield from self._send_kicks(cpu)
                         yield from self._arm(cpu, state, state.turn_end)
@@ -295,9 +307,8 @@ class Scheduler:
         except TaskKilled:
             self._leave(cpu, task)
             self._end(cpu, task, KILLED_STATUS)
-        finally:
-            state.current = None
-            task.ticks += max(0, cpu.port.rdtsc() - began)
+        state.current = None
+        task.ticks += max(0, cpu.port.rdtsc() - began)
 
     def _leave(self, cpu: PerCpu, task: Task) -> None:
         self.on_leave(cpu, task)
@@ -308,6 +319,12 @@ class Scheduler:
         task.state, task.waits_in, task.deadline = TaskState.BLOCKED, queue, deadline
         queue.append(task)
         if deadline is not None:
+            # Who is woken early leaves its entry behind, which may be a long time in coming up.
+            if len(state.sleepers) > 2 * len(self._tasks) + _STALE_SLEEPERS:
+                state.sleepers = [
+                    entry for entry in state.sleepers if entry[2].deadline == entry[0]
+                ]
+                heapq.heapify(state.sleepers)
             self._sleeps += 1
             heapq.heappush(state.sleepers, (deadline, self._sleeps, task))
 
