@@ -14,6 +14,7 @@ Spec: 24593, 5.3 and 5.4 (long-mode translation, entries), 15.34.5 (C-bit).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from svsmd.core.access import load_own, store_own
@@ -63,6 +64,8 @@ class PageTable:
         self.base: Final = base
         self._pages = pages
         self._attached: set[int] = set()
+        self.tables = 1
+        """How many tables it has, of a page each."""
         self.root: Final = pages.allocate(cpu, 0, PageKind.PAGE_TABLE)
         """GPA of the topmost table."""
 
@@ -107,6 +110,7 @@ class PageTable:
             for table in made:
                 self._pages.free(cpu, table)
             raise
+        self.tables += len(made)
         self._put(cpu, where[-1], value)
 
     def map_range(self, cpu: PerCpu, gva: int, gpa: int, npages: int, flags: PageFlags) -> None:
@@ -150,6 +154,7 @@ class PageTable:
                 break
             self._put(cpu, where[-1], 0)
             self._pages.free(cpu, table)
+            self.tables -= 1
         return decode_leaf(entry, level)
 
     def protect(self, cpu: PerCpu, gva: int, flags: PageFlags) -> None:
@@ -172,6 +177,35 @@ class PageTable:
             return None
         _, level, entry = self._walk(cpu, gva, 1)
         return decode_leaf(entry, level) if entry else None
+
+    def leaves(self, cpu: PerCpu, start: int, stop: int) -> list[int]:
+        """GVAs in [start, stop), ascending, of the pages that are mapped there.
+
+        Takes as long as there are tables, however long the range is. Only for a tree of 3 levels;
+        ValueError otherwise.
+        """
+        if self.levels != 3:
+            raise ValueError("a PML4 has too many leaves")
+        return list(self._leaves(cpu, self.root, self.levels, self.base, start, stop))
+
+    def _leaves(
+        self, cpu: PerCpu, table: int, level: int, base: int, start: int, stop: int
+    ) -> Iterator[int]:
+        span = PAGE_SIZE << 9 * (level - 1)
+        first = max(start - base, 0) // span
+        last = min(-(-(stop - base) // span), ENTRIES)
+        if first >= last:
+            return
+        where = table + first * _ENTRY.size
+        raw = load_own(cpu, where, (last - first) * _ENTRY.size)
+        for index, (entry,) in enumerate(_ENTRY.iter_unpack(raw), first):
+            gva = base + index * span
+            if not entry:
+                continue
+            if level == 1 or entry & LARGE:
+                yield gva
+            else:
+                yield from self._leaves(cpu, entry & ADDRESS, level - 1, gva, start, stop)
 
     def entry_gpa(self, cpu: PerCpu, gva: int, size: PageSize = PageSize.SIZE_4K) -> Gpa:
         """Where the entry lies that maps, or could map, a page of this size at `gva`.

@@ -117,12 +117,19 @@ class Region:
     access: Access
     backing: Backing
     first: int = 0
-    is_stack: bool = False
+
+    def continues(self, below: Region) -> bool:
+        """Whether it is no more than what lies below it goes on with."""
+        return (
+            below.stop == self.start
+            and below.backing is self.backing is ANONYMOUS
+            and below.access == self.access
+        )
 
 
 @dataclass(slots=True)
 class Quota:
-    """Pages that a process may have."""
+    """Pages that a process may have, those of its page tables included."""
 
     limit: int
     used: int = 0
@@ -140,6 +147,12 @@ class AddressSpace:
         self.quota: Final = quota
         self.table: Final = PageTable(cpu, pages, levels=3)
         self._regions: list[Region] = []
+        self._npages = 0
+        self._count_pages(0)
+
+    def _count_pages(self, more: int) -> None:
+        self._npages += more
+        self.quota.used = self._npages + self.table.tables
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -157,7 +170,6 @@ class AddressSpace:
         backing: Backing = ANONYMOUS,
         first: int = 0,
         *,
-        is_stack: bool = False,
         replace_old: bool = False,
     ) -> int:
         """Map whole pages at `start`, or where there is room; returns where.
@@ -179,9 +191,19 @@ class AddressSpace:
         if len(self._regions) >= REGIONS_MAX:
             raise CallFailed(Errno.ENOMEM)
         backing.get()
-        region = Region(start, start + size, access, backing, first, is_stack)
+        region = Region(start, start + size, access, backing, first)
         bisect.insort(self._regions, region, key=lambda r: r.start)
+        self._join()
         return start
+
+    def _join(self) -> None:
+        """Make one region of zeros of neighbours that differ in nothing."""
+        joined: list[Region] = []
+        for region in self._regions:
+            if joined and region.continues(joined[-1]):
+                region = replace(joined.pop(), stop=region.stop)
+            joined.append(region)
+        self._regions = joined
 
     def _find_room(self, size: int) -> int:
         top = MMAP_TOP
@@ -219,12 +241,10 @@ class AddressSpace:
             raise CallFailed(Errno.ENOMEM)
         for region in self._split(cpu, start, stop):
             self._regions[self._regions.index(region)] = replace(region, access=access)
-            for page in range(region.start, region.stop, PAGE_SIZE):
-                mapping = self.table.lookup(cpu, page)
-                if mapping is None:
-                    continue
+            for page in self.table.leaves(cpu, region.start, region.stop):
                 self.table.protect(cpu, page, _page_flags(access))
                 cpu.port.invlpg(page)
+        self._join()
 
     @staticmethod
     def _check_range(start: int, nbytes: int) -> int:
@@ -247,12 +267,14 @@ class AddressSpace:
         return [r for r in self._regions if start <= r.start and r.stop <= stop]
 
     def _drop_pages(self, cpu: PerCpu, region: Region) -> None:
-        for page in range(region.start, region.stop, PAGE_SIZE):
-            if self.table.lookup(cpu, page) is not None:
-                gpa = self.table.unmap(cpu, page).gpa
-                cpu.port.invlpg(page)
-                self._pages.put(cpu, Gpa(gpa))
-                self.quota.used -= 1
+        for page in self.table.leaves(cpu, region.start, region.stop):
+            self._drop_page(cpu, page)
+
+    def _drop_page(self, cpu: PerCpu, page: int) -> None:
+        gpa = self.table.unmap(cpu, page).gpa
+        cpu.port.invlpg(page)
+        self._pages.put(cpu, Gpa(gpa))
+        self._count_pages(-1)
 
     def free(self, cpu: PerCpu) -> None:
         """Give everything back; the tables must not be loaded any more."""
@@ -261,6 +283,7 @@ class AddressSpace:
             region.backing.put(cpu)
         self._regions.clear()
         self.table.free(cpu)
+        self.quota.used = 0
 
     # Pages -----------------------------------------------------------------------------------
 
@@ -271,18 +294,14 @@ class AddressSpace:
             return self._regions[index]
         return None
 
-    def fault(self, cpu: PerCpu, address: int, error_code: int) -> bool:
-        """A #PF at CPL 3: whether the access is all right now, and may be tried again."""
+    def fault(self, cpu: PerCpu, address: int, error_code: int) -> None:
+        """A #PF at CPL 3: after this the access may be tried again. Fails with EFAULT, ENOMEM."""
         wanted = Access.WRITE if error_code & _PF_WRITE else Access.READ
         if error_code & _PF_FETCH:
             wanted = Access.EXECUTE
         if error_code & _PF_PRESENT:
-            return False
-        try:
-            self._touch(cpu, address, wanted)
-        except CallFailed:
-            return False
-        return True
+            raise CallFailed(Errno.EFAULT)
+        self._touch(cpu, address, wanted)
 
     def _touch(self, cpu: PerCpu, address: int, wanted: Access) -> Gpa:
         """The GPA of the page of an address, which is made if need be. EFAULT or ENOMEM."""
@@ -302,7 +321,10 @@ class AddressSpace:
             gpa = self._make_page(cpu, region, page)
         except OutOfMemory:
             raise CallFailed(Errno.ENOMEM) from None
-        self.quota.used += 1
+        self._count_pages(+1)
+        if self.quota.used > self.quota.limit:  # by its tables
+            self._drop_page(cpu, page)
+            raise CallFailed(Errno.ENOMEM)
         return gpa
 
     def _make_page(self, cpu: PerCpu, region: Region, page: int) -> Gpa:

@@ -66,6 +66,8 @@ _INITIAL_FPU: Final = struct.pack("<HHBBHQQI", 0x37F, 0, 0, 0, 0, 0, 0, 0x1F80).
 )
 """As FINIT and reset leave it: FCW 0x37F, MXCSR 0x1F80."""
 
+_OF_THE_HOST: Final = frozenset((NMI, VECTOR_INTERRUPT))
+"""What says nothing about the program."""
 ARGUMENTS_MAX: Final = 16 * 1024
 """Bytes of arguments and environment, with their zeros."""
 KILLED_BY_EXCEPTION: Final = 0x100
@@ -181,9 +183,7 @@ class Process:
         executable = self.program.executable
         for segment in executable.segments:
             self.space.map(cpu, segment.start, segment.size, segment.access, Contents(segment.data))
-        self.space.map(
-            cpu, STACK_TOP - STACK_LIMIT, STACK_LIMIT, Access.READ | Access.WRITE, is_stack=True
-        )
+        self.space.map(cpu, STACK_TOP - STACK_LIMIT, STACK_LIMIT, Access.READ | Access.WRITE)
         return TrapFrame(rip=executable.entry, rsp=self._write_stack(cpu))
 
     def _write_stack(self, cpu: PerCpu) -> int:
@@ -287,20 +287,32 @@ class Process:
     def _serve(self, frame: TrapFrame) -> Handler[None]:
         self._frame = frame
         cpu, vector = self.cpu, frame.vector
+        if vector == VECTOR_INTERRUPT:
+            # In any case: without its end this CPU would get no other one.
+            yield from self._scheduler.interrupted(cpu)
         if frame.rip >= USER_TOP:
+            # IRETQ may refuse to go there. An interrupt came before the fetch could fail.
+            if vector in _OF_THE_HOST:
+                frame.vector = PAGE_FAULT
             self._kill(frame, "RIP is outside of its half")
         elif vector == VECTOR_SYSCALL:
             cpu.port.charge(costs.SYSTEM_CALL)
             yield from self._system_call(self, frame)
-        elif vector == VECTOR_INTERRUPT:
-            yield from self._scheduler.interrupted(cpu)
         elif vector == PAGE_FAULT:
-            address = cpu.port.read_cr2()
             cpu.port.charge(costs.PAGE_FAULT)
-            if not self.space.fault(cpu, address, frame.error_code):
-                self._kill(frame, f"#PF at {address:#x}, error code {frame.error_code:#x}")
-        elif vector != NMI:  # which only the host sends, and which says nothing about the program
+            self._serve_fault(cpu, frame)
+        elif vector not in _OF_THE_HOST:
             self._kill(frame, f"{exception_name(vector)}, error code {frame.error_code:#x}")
+
+    def _serve_fault(self, cpu: PerCpu, frame: TrapFrame) -> None:
+        address = cpu.port.read_cr2()
+        try:
+            self.space.fault(cpu, address, frame.error_code)
+        except CallFailed as error:
+            self._kill(frame, f"#PF at {address:#x}, error code {frame.error_code:#x}")
+            if error.errno is Errno.ENOMEM:
+                self._log(f"{self.task.name}: no memory for it")
+                self._exit_status = KILLED
 
     def _kill(self, frame: TrapFrame, why: str) -> None:
         self._log(f"{self.task.name}: killed at {frame.rip:#x}: {why}")
