@@ -42,15 +42,27 @@ class Archive:
         import tarfile  # an SVSM without modules starts sooner
 
         try:
-            with tarfile.open(fileobj=io.BytesIO(load_own(cpu, gpa, nbytes)), mode="r:") as tar:
-                for member in tar:
-                    path = posixpath.normpath("/" + member.name)
-                    if member.isdir():
-                        self._directories.add(path)
-                    elif member.isreg():
-                        self._files[path] = _Entry(member.offset_data, member.size)
-        except tarfile.ReadError as error:
+            self._read_index(load_own(cpu, gpa, nbytes))
+        except (tarfile.TarError, ValueError, OverflowError) as error:
             raise SvsmPanic(f"the archive is damaged: {error}") from error
+
+    def _read_index(self, data: bytes) -> None:
+        end = 0
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                path = posixpath.normpath("/" + member.name)
+                stop = member.offset_data
+                if member.isdir():
+                    self._directories.add(path)
+                elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    stop += member.size
+                    if not 0 <= member.size <= stop <= len(data):
+                        raise ValueError(f"{path} has {member.size} bytes")
+                    self._files[path] = _Entry(member.offset_data, member.size)
+                end = max(end, stop)
+        # A header that is none ends the reading without a word; behind the last one are zeros.
+        if any(data[-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE :]):
+            raise ValueError(f"no header behind {end} bytes")
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ Spec: none; TOML 1.0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from enum import Enum
+from typing import Final, TypeVar
 
 from svsmd.core.archive import Archive
 from svsmd.core.gate import SvsmPanic
@@ -33,6 +34,8 @@ from svsmd.core.tasks.errno import CallFailed
 from svsmd.core.tasks.process import Capability, Limits
 from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.task import Priority
+
+E = TypeVar("E", bound=Enum)
 
 CONFIGURATION: Final = "/svsm.toml"
 _KEYS: Final = frozenset(
@@ -54,24 +57,29 @@ def start_programs(
         configuration = tomllib.loads(raw.decode())
         if configuration.keys() - {"program"}:
             raise ValueError(f"unknown keys: {', '.join(configuration.keys() - {'program'})}")
-        for entry in configuration.get("program", []):
+        programs = configuration.get("program", [])
+        if not isinstance(programs, list) or not all(isinstance(each, dict) for each in programs):
+            raise TypeError("program is no array of tables")
+        for entry in programs:
             _start(cpu, processes, entry, ncpus)
             log.write(f"started {entry['path']}")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError) as error:
         raise SvsmPanic(f"{CONFIGURATION} is wrong: {error}") from error
 
 
 def _start(cpu: PerCpu, processes: ProcessTable, entry: Mapping[str, object], ncpus: int) -> None:
     if entry.keys() - _KEYS:
         raise ValueError(f"unknown keys: {', '.join(sorted(entry.keys() - _KEYS))}")
+    if "path" not in entry:
+        raise ValueError("a program without path")
     path = _text(entry["path"])
     arguments = [text.encode() for text in _texts(entry.get("arguments", [path]))]
     capabilities = Capability.NONE
     for name in _texts(entry.get("capabilities", [])):
-        capabilities |= Capability[name.upper()]
+        capabilities |= _named(Capability, name)
     default = Limits()
     limits = Limits(_number(entry.get("pages", default.pages)), _number(entry.get("children", 0)))
-    priority = Priority[_text(entry.get("priority", "normal")).upper()]
+    priority = _named(Priority, _text(entry.get("priority", "normal")))
     cpus = entry.get("cpus")
     affinity = None
     if cpus is not None:
@@ -99,6 +107,14 @@ def _start(cpu: PerCpu, processes: ProcessTable, entry: Mapping[str, object], nc
         raise SvsmPanic(f"{path} does not fit: {error}") from error
     processes.scheduler.set_priority(process.task, priority)
     processes.scheduler.set_affinity(cpu, process.task, affinity)
+
+
+def _named(kind: type[E], name: str) -> E:
+    """A member by its name in lower case."""
+    found = kind.__members__.get(name.upper())
+    if found is None or name != name.lower():
+        raise ValueError(f"{name!r} is no {kind.__name__.lower()}")
+    return found
 
 
 def _text(value: object) -> str:

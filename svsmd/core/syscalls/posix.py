@@ -89,7 +89,8 @@ class PosixCalls:
     def _writev(self, process: Process, arguments: Arguments) -> int:
         handle, vector, count, *_ = arguments
         file = process.handles.get(handle, File)
-        if not 0 <= signed(count, 32) <= IOVEC_MAX:
+        count = signed(count, 32)
+        if not 0 <= count <= IOVEC_MAX:
             raise CallFailed(Errno.EINVAL)
         raw = process.space.read(process.cpu, vector, count * _IOVEC.size)
         left, data = TRANSFER_MAX, b""

@@ -14,10 +14,10 @@ import io
 from dataclasses import dataclass
 from typing import Final
 
-from elftools.common.exceptions import ELFError
-from elftools.construct.core import ConstructError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import Segment as ElfSegment
+from elftools.common.exceptions import ELFParseError
+from elftools.common.utils import struct_parse
+from elftools.construct.lib.container import Container
+from elftools.elf.structs import ELFStructs
 
 from svsmd.core.tasks.address_space import MMAP_TOP, USER_START, Access
 from svsmd.core.tasks.errno import CallFailed, Errno
@@ -59,7 +59,7 @@ def read_executable(data: bytes, pie_base: int = PIE_BASE) -> Executable:
     """Check a file. Fails with ENOEXEC."""
     try:
         return _read(data, pie_base)
-    except (ELFError, ConstructError, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except ELFParseError as error:
         raise CallFailed(Errno.ENOEXEC) from error
 
 
@@ -69,15 +69,23 @@ def _check(condition: bool) -> None:
 
 
 def _read(data: bytes, pie_base: int) -> Executable:
-    elf = ELFFile(io.BytesIO(data))
-    header = elf.header
-    _check(elf.elfclass == 64 and elf.little_endian and header["e_machine"] == "EM_X86_64")
+    stream, structs = io.BytesIO(data), ELFStructs(little_endian=True, elfclass=64)
+    structs.create_basic_structs()
+    # Only headers that loading needs are looked at; sections are the debugger's.
+    structs.create_advanced_structs()
+    header = struct_parse(structs.Elf_Ehdr, stream, 0)
+    identity = header["e_ident"]
+    _check(bytes(identity["EI_MAG"]) == b"\x7fELF" and identity["EI_CLASS"] == "ELFCLASS64")
+    _check(identity["EI_DATA"] == "ELFDATA2LSB" and header["e_machine"] == "EM_X86_64")
     _check(header["e_type"] in ("ET_EXEC", "ET_DYN") and header["e_version"] == "EV_CURRENT")
     count, offset = header["e_phnum"], header["e_phoff"]
     _check(0 < count <= SEGMENTS_MAX and header["e_phentsize"] == _ENTRY_SIZE)
     _check(offset + count * _ENTRY_SIZE <= len(data))
     base = pie_base if header["e_type"] == "ET_DYN" else 0
-    programs: list[ElfSegment] = [elf.get_segment(index) for index in range(count)]
+    programs = [
+        struct_parse(structs.Elf_Phdr, stream, offset + index * _ENTRY_SIZE)
+        for index in range(count)
+    ]
     # An interpreter would have to be trusted with the loading of the rest.
     _check(not any(p["p_type"] == "PT_INTERP" for p in programs))
     stack = [p for p in programs if p["p_type"] == "PT_GNU_STACK"]
@@ -104,7 +112,7 @@ def _read(data: bytes, pie_base: int) -> Executable:
     return Executable(entry, headers, count, segments, previous)
 
 
-def _segment(data: bytes, base: int, program: ElfSegment) -> LoadSegment:
+def _segment(data: bytes, base: int, program: Container) -> LoadSegment:
     """One PT_LOAD."""
     address, offset = base + program["p_vaddr"], program["p_offset"]
     in_file, in_memory = program["p_filesz"], program["p_memsz"]
