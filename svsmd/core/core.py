@@ -200,7 +200,7 @@ class Core:
         guest = scheduler.start(
             cpu, f"guest {cpu.apic_id}", loop.run(cpu), affinity=frozenset({cpu.apic_id})
         )
-        guest.killable = False
+        guest.killable, guest.gives_way = False, True
         yield from scheduler.run(cpu)
         raise AssertionError("the life of a CPU has no end")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from svsmd.core import costs
 from svsmd.core.access import load_own, store_own
-from svsmd.core.gate import EnterUser, Handler
+from svsmd.core.gate import EnterUser, Handler, Reschedule
 from svsmd.core.memory import OutOfMemory, PageAllocator, SlabCache
 from svsmd.core.paging.cpu_area import CONTROL, STACK
 from svsmd.core.percpu import PerCpu
@@ -298,6 +298,8 @@ class Process:
         elif vector == VECTOR_SYSCALL:
             cpu.port.charge(costs.SYSTEM_CALL)
             yield from self._system_call(self, frame)
+            if self._scheduler.wants_cpu(self.cpu):
+                yield Reschedule()
         elif vector == PAGE_FAULT:
             cpu.port.charge(costs.PAGE_FAULT)
             self._serve_fault(cpu, frame)

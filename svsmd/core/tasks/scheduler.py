@@ -12,6 +12,9 @@ hold it back or send too many: then a process keeps a CPU for as long as it like
 could have arranged by not running the others either, or tasks are switched too often. A host that
 cannot give VMPL0 interrupts leaves it with cooperative switching.
 
+The task that runs the guest does not know whether the guest computes or waits. So it gives way to
+all others, those of lower classes included, after each of its turns.
+
 A task that becomes ready goes to the CPU that made it ready, if its affinity allows: it is about to
 be free, since most of the time it is the caller who waits for the called. If that CPU has more than
 one ready task then, one that idles is told, and takes one over.
@@ -66,6 +69,8 @@ class _CpuState:
         self.resumed = WaitQueue("the host runs VMPL0 on this CPU")
         self.turn_end = 0
         self.armed: int | None = None
+        self.gave_way: Task | None = None
+        """Not the next one, if there is another."""
 
 
 class Scheduler:
@@ -147,6 +152,9 @@ class Scheduler:
         it when it leaves CPL 3, is not done by halves.
         """
         task.killed = True
+        if task.killable:
+            # Whatever it holds is somebody else's soon: that does not wait for an idle CPU.
+            self.set_priority(task, Priority.HIGH)
         if task.state is TaskState.BLOCKED:
             self._wake(cpu, task, 0)
         elif task.state is TaskState.RUNNING and task is not self.current(cpu.apic_id):
@@ -223,12 +231,23 @@ class Scheduler:
             self.wake_all(cpu, state.resumed)
 
     def wants_cpu(self, cpu: PerCpu) -> bool:
-        """Whether a task of this CPU is ready, and of no lower class than the one that runs."""
+        """Whether the task that runs should let another one run now.
+
+        One of a higher class is ready, or its turn is over and somebody waits for that.
+        """
         state = self._cpus[cpu.apic_id]
         self._wake_due(cpu, state)
+        task, best = state.current, state.ready.best()
+        assert task is not None
+        if best is not None and best > task.priority:
+            return True
+        return self._is_waited_for(state, task) and cpu.port.rdtsc() >= state.turn_end
+
+    @staticmethod
+    def _is_waited_for(state: _CpuState, task: Task) -> bool:
+        """Whether somebody is ready who gets the CPU when the task's turn is over."""
         best = state.ready.best()
-        assert state.current is not None
-        return best is not None and best >= state.current.priority
+        return best is not None and (task.gives_way or best >= task.priority)
 
     def before_guest(self, cpu: PerCpu) -> Handler[None]:
         """The task is about to leave the CPU to the guest: see to it that it comes back in time."""
@@ -247,11 +266,12 @@ class Scheduler:
         state = self._cpus[cpu.apic_id]
         state.armed = None
         yield from self._interrupts.end_of_interrupt(cpu)
-        if self.wants_cpu(cpu) and cpu.port.rdtsc() >= state.turn_end:
+        if self.wants_cpu(cpu):
             yield Reschedule()
 
     def _take(self, cpu: PerCpu, state: _CpuState) -> Task | None:
-        task = state.ready.take()
+        gave_way, state.gave_way = state.gave_way, None
+        task = state.ready.take(lambda task: task is not gave_way) or state.ready.take()
         if task is not None:
             return task
         here = cpu.apic_id
@@ -290,6 +310,7 @@ class Scheduler:
                     case Reschedule():
                         self._leave(cpu, task)
                         task.state = TaskState.READY
+                        state.gave_way = task if task.gives_way else None
                         state.ready.append(task)
                         if not task.may_run_on(cpu.apic_id):
                             state.ready.remove(task)
@@ -352,8 +373,7 @@ class Scheduler:
     def _arm(self, cpu: PerCpu, state: _CpuState, turn_end: int | None) -> Handler[None]:
         """One timer for what comes first: the end of this turn if somebody waits, or a deadline."""
         due = state.sleepers[0][0] if state.sleepers else None
-        best = state.ready.best()
-        if best is not None and state.current is not None and best >= state.current.priority:
+        if state.current is not None and self._is_waited_for(state, state.current):
             end = state.turn_end if turn_end is None else turn_end
             due = end if due is None else min(due, end)
         if due != state.armed:

@@ -68,6 +68,8 @@ class Task:
     """How long it has run."""
     killable: bool = True
     killed: bool = False
+    gives_way: bool = False
+    """Behind each of its turns comes one of another task, even of a lower class."""
     _cpu: PerCpu | None = None
 
     @property
