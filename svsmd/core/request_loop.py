@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
 from typing import Final, Never, Protocol
 
 from svsmd.core import costs
@@ -94,28 +93,32 @@ class RequestLoop:
             idle = world is None
             if world is None:
                 yield Block(sharing.resumed(cpu.apic_id))
-            elif self._is_busy(cpu, world):
+                continue
+            if self._is_busy(cpu, world):
                 yield Preempt()
-            elif (yield from self._turn(cpu, world)):
+                continue
+            called = yield from self._turn(cpu, world)
+            if not called:
+                # An interrupt of ours may be the reason, which the host's answer to RUN_VMPL does
+                # not tell. As long as it is pending, the host would not run the guest at all.
+                yield from sharing.after_guest(cpu)
+            if cpu.world is world:
                 if sharing.wants_cpu(cpu):
                     yield Reschedule()
                     continue  # the guest's world may be another one now
                 yield from sharing.before_guest(cpu)
                 answer = yield Vmgexit(self._run_guest)
-                match self._answer(cpu, answer):
-                    case _Answer.RAN:
-                        pass
-                    case _Answer.NONE:
-                        yield from sharing.after_guest(cpu)
-                    case _Answer.REFUSED:
-                        if not (yield from self._on_refusal(cpu)):
-                            yield Block(sharing.resumed(cpu.apic_id))
+                if self._is_refusal(cpu, answer) and not (yield from self._on_refusal(cpu)):
+                    yield Block(sharing.resumed(cpu.apic_id))
 
     def _is_busy(self, cpu: PerCpu, world: GuestWorld) -> bool:
         return self._memory.is_locked(cpu, world.vmsa) or self._memory.is_locked(cpu, world.caa)
 
     def _turn(self, cpu: PerCpu, world: GuestWorld) -> Handler[bool]:
-        """Everything but the guest itself; returns whether it may run."""
+        """Everything but the guest itself; returns whether it had called.
+
+        It may run if this vCPU's world is still the same.
+        """
         memory = self._memory
         vmsa_page, caa_page = world.vmsa, world.caa
         with (
@@ -131,12 +134,11 @@ class RequestLoop:
                 # DELETE_VCPU of the caller itself: the page belongs to the guest again.
                 if memory.world_of(world.vmsa) is world:
                     yield from _write_reply(cpu, world.vmsa, reply)
-            if cpu.world is not world:
-                return False
-            yield from self._show_available(cpu, world)
-            # No TLB is flushed here: whoever takes a right away from the guest does that at once.
-            yield from set_svme(cpu, world.vmsa, True)
-        return True
+            if cpu.world is world:
+                yield from self._show_available(cpu, world)
+                # No TLB is flushed here: whoever takes a right away from the guest does that at once.
+                yield from set_svme(cpu, world.vmsa, True)
+        return request is not None
 
     def _show_available(self, cpu: PerCpu, world: GuestWorld) -> Handler[None]:
         """Say in the calling area whether memory can be withdrawn, if that has changed."""
@@ -176,24 +178,15 @@ class RequestLoop:
         except GuestFault:
             return Reply.to(request, SvsmResult.SVSM_ERR_INVALID_ADDRESS)
 
-    def _answer(self, cpu: PerCpu, answer: int) -> _Answer:
-        """What the host says of our wish to run the guest."""
+    def _is_refusal(self, cpu: PerCpu, answer: int) -> bool:
+        """Whether the host says that it cannot run the guest."""
         try:
             error = ghcb_msr.parse_error(answer, GhcbInfo.RUN_VMPL_RESPONSE)
         except UnexpectedResponse:
-            return _Answer.NONE
-        if not error:
-            return _Answer.RAN
-        self._log.write(f"vCPU {cpu.apic_id}: the hypervisor refuses RUN_VMPL: {error:#x}")
-        return _Answer.REFUSED
-
-
-class _Answer(Enum):
-    RAN = auto()
-    """The guest ran, and asked for VMPL0."""
-    NONE = auto()
-    """The host ran VMPL0 because it wanted to."""
-    REFUSED = auto()
+            return False
+        if error:
+            self._log.write(f"vCPU {cpu.apic_id}: the hypervisor refuses RUN_VMPL: {error:#x}")
+        return bool(error)
 
 
 def set_svme(cpu: PerCpu, vmsa: Gpa, enable: bool) -> Handler[bool]:
