@@ -124,6 +124,7 @@ def set_up_ghcb(cpu: PerCpu, maps: KernelMaps) -> Handler[None]:
         raise SvsmPanic(f"the hypervisor breaks the GHCB protocol: {error}") from error
     if registered != gfn:
         raise SvsmPanic(f"the hypervisor refuses the GHCB at {gpa:#x}")
+    cpu.area.set_user_ghcb(cpu, gpa)
     cpu.ghcb = gpa
 
 
@@ -165,6 +166,9 @@ def _ask(cpu: PerCpu, ghcb: Ghcb) -> Handler[Ghcb | None]:
     yield Vmgexit(ghcb_msr.GhcbGpa(cpu.ghcb).encode())
     # One copy, so that the host cannot change the answer while it is looked at.
     answer = Ghcb.copy_of((yield from load_shared(cpu, cpu.ghcb, PAGE_SIZE)))
+    # A program at CPL 3 that executes VMGEXIT gets nothing of this done again.
+    bitmap = Ghcb.valid_bitmap
+    yield from store_shared(cpu, cpu.ghcb + bitmap.offset, bytes(bitmap.size))
     try:
         done = answer.sw_exit_info_1 & 0xFFFF_FFFF == GhcbResponse.NO_ACTION
     except GhcbInputError:

@@ -26,8 +26,9 @@ from svsmd.core.protocols.core import SvsmCoreCall
 from svsmd.core.result_codes import SvsmResult
 from svsmd.snp import ghcb_msr
 from svsmd.snp.faults import NestedFault
+from svsmd.snp.ghcb import Ghcb
 from svsmd.snp.rmp import RmpUpdate
-from svsmd.snp.types import Gpa, PageSize, Spa
+from svsmd.snp.types import PAGE_SIZE, Gpa, PageSize, Spa
 from svsmd.snp.vmsa import Efer, VmexitCode, Vmsa
 from tests.fake_vmpl0 import GUEST_CAA, GUEST_VMPL, MIB, FakeGateCall, FakePort, FakeVmpl0
 
@@ -53,6 +54,31 @@ def test_results_come_back_and_other_registers_stay(machine: FakeVmpl0) -> None:
     assert (state.rax, state.rcx) == (0, 1 << 32 | 1)
     assert (state.r9, state.rbx, state.rip) == (0x99, 0xBB, 0x1234)
     assert machine.get(GUEST_CAA, 1) == b"\0"
+
+
+def resume(machine: FakeVmpl0) -> GateAction:
+    """What vCPU 0 does first when the host has answered RUN_VMPL and comes back."""
+    call = machine.calls[0]
+    call.rax, call.rbx = ghcb_msr.run_vmpl_response(0), GateReason.VMGEXIT
+    machine.core.gate_entry(call)
+    return GateAction(call.rbx)
+
+
+def test_who_comes_back_without_a_call_may_have_been_interrupted(machine: FakeVmpl0) -> None:
+    """As long as the interrupt is pending, the guest would not run at all."""
+    assert resume(machine) is GateAction.WINDOW
+
+
+def test_who_comes_with_a_call_loses_no_time(machine: FakeVmpl0) -> None:
+    prepare(machine)
+    assert resume(machine) is GateAction.VMGEXIT
+
+
+def test_no_request_is_left_in_the_ghcb(machine: FakeVmpl0) -> None:
+    """Programs at CPL 3 can execute VMGEXIT."""
+    bitmap = Ghcb.valid_bitmap
+    assert machine.get(machine.ghcbs[0] + bitmap.offset, bitmap.size) == bytes(bitmap.size)
+    assert any(machine.get(machine.ghcbs[0], PAGE_SIZE))
 
 
 @pytest.mark.parametrize("pending", [1, 2, 0xFF])

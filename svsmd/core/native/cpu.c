@@ -101,6 +101,8 @@ void svsm_cpu_init(struct svsm_cpu *cpu, uint64_t ist_top)
 	__asm__ volatile("lgdt %0" : : "m"(gdtr));
 	__asm__ volatile("lidt %0" : : "m"(idtr));
 	__asm__ volatile("ltr %w0" : : "r"(SVSM_TSS));
+	/* The one of reset is 64 KiB at 0, where programs have their memory. */
+	__asm__ volatile("lldt %w0" : : "r"(0));
 
 	/* SYSRET is not used, so its selectors do not matter. */
 	write_msr(MSR_STAR, (uint64_t)SVSM_CS << 32);

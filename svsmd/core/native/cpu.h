@@ -29,7 +29,8 @@ struct svsm_cpu {
 	uint8_t fpu[512];
 	uint64_t gdt[7]; /* null, SVSM_CS, SVSM_DS, SVSM_TSS (two slots), SVSM_USER_DS, SVSM_USER_CS */
 	struct tss tss;
-	uint8_t pad[0x1000 - 4 * 8 - 512 - 7 * 8 - sizeof(struct tss)];
+	uint64_t ghcb; /* GPA of the GHCB page of this CPU; the core writes it */
+	uint8_t pad[0x1000 - 5 * 8 - 512 - 7 * 8 - sizeof(struct tss)];
 };
 
 _Static_assert(sizeof(struct svsm_cpu) == 0x1000, "a page");
@@ -37,6 +38,7 @@ _Static_assert(offsetof(struct svsm_cpu, stack_pointer) == SVSM_CPU_STACK_POINTE
 _Static_assert(offsetof(struct svsm_cpu, user_rsp) == SVSM_CPU_USER_RSP, "layout.h");
 _Static_assert(offsetof(struct svsm_cpu, interrupted) == SVSM_CPU_INTERRUPTED, "layout.h");
 _Static_assert(offsetof(struct svsm_cpu, fpu) == SVSM_CPU_FPU, "layout.h");
+_Static_assert(offsetof(struct svsm_cpu, ghcb) == SVSM_CPU_GHCB_GPA, "layout.h");
 
 /* The boot CPU's, until the core starts it in an area as other CPUs have it. */
 struct svsm_boot_area {

@@ -102,7 +102,8 @@ svsm_panic_gate:
 
 /*
  * SVSM_GATE_USER: RAX = frame of CPL 3 code, which the core has written and checked, RDX = its FS
- * base. IRETQ cannot fault with such a frame.
+ * base. IRETQ cannot fault with such a frame. VMGEXIT works at CPL 3 too: the GHCB MSR names the GHCB
+ * page, where the core leaves no request, and nothing that a program could make the host do again.
  */
 	.type	svsm_enter_user, @function
 svsm_enter_user:
@@ -113,6 +114,10 @@ svsm_enter_user:
 	movl	$MSR_FS_BASE, %ecx
 	movl	%edx, %eax
 	shrq	$32, %rdx
+	wrmsr
+	movl	$MSR_GHCB, %ecx
+	movl	%gs:SVSM_CPU_GHCB_GPA, %eax
+	movl	%gs:SVSM_CPU_GHCB_GPA + 4, %edx
 	wrmsr
 	.irp	reg, r15, r14, r13, r12, r11, r10, r9, r8, rbp, rdi, rsi, rdx, rcx, rbx, rax
 	popq	%\reg

@@ -49,6 +49,7 @@
 #define SVSM_CPU_USER_RSP 0x10
 #define SVSM_CPU_INTERRUPTED 0x18
 #define SVSM_CPU_FPU 0x20 /* FXSAVE area of the CPL 3 code that ran last */
+#define SVSM_CPU_GHCB_GPA 0x2c0 /* what the GHCB MSR is at CPL 3 */
 
 /*
  * The core gate: UD2 at `svsm_core_gate`. Silicon hands it to the core instead of raising #UD.

@@ -23,6 +23,8 @@ from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize
 
 CONTROL: Final = PERCPU_MAP
 """One page: self pointer, GDT, TSS. The CPU's GS base (SVSM_PERCPU_MAP)."""
+GHCB_GPA: Final = CONTROL + 0x2C0
+"""GPA of the GHCB page, for the native code (SVSM_CPU_GHCB_GPA)."""
 IST_STACK: Final = range(PERCPU_MAP + 0x2000, PERCPU_MAP + 0x3000)
 """For exceptions that may come when the other stack is in no state to be used (SVSM_CPU_IST)."""
 STACK: Final = range(PERCPU_MAP + 0x4000, PERCPU_MAP + 0x6000)
@@ -74,6 +76,10 @@ class CpuArea:
         """Map the CPU's GHCB page, which is shared already."""
         self.tables.map(cpu, GHCB, gpa, PageFlags.WRITE | PageFlags.SHARED)
         cpu.windows.append(Window(gpa, gpa + PAGE_SIZE, GHCB, shared=True))
+
+    def set_user_ghcb(self, cpu: PerCpu, gpa: Gpa) -> None:
+        """Let the GHCB MSR name this page while `cpu`, the CPU of this area, is at CPL 3."""
+        cpu.port.write(GHCB_GPA, gpa.to_bytes(8, "little"))
 
     def switch_user(self, cpu: PerCpu, table: PageTable | None) -> None:
         """Make the user half that of `table`, or empty; `cpu` is the CPU of this area.
