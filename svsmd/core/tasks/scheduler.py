@@ -233,11 +233,12 @@ class Scheduler:
     def wants_cpu(self, cpu: PerCpu) -> bool:
         """Whether the task that runs should let another one run now.
 
-        One of a higher class is ready, or its turn is over and somebody waits for that.
+        One of a higher class is ready, or its turn is over and somebody waits for that. Who gives
+        way himself takes no turn away.
         """
         state = self._cpus[cpu.apic_id]
         self._wake_due(cpu, state)
-        task, best = state.current, state.ready.best()
+        task, best = state.current, state.ready.best(lambda task: not task.gives_way)
         assert task is not None
         if best is not None and best > task.priority:
             return True

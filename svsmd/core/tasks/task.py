@@ -136,9 +136,9 @@ class RunQueue:
                 tasks.remove(task)
                 return
 
-    def best(self) -> Priority | None:
-        """The highest class that has a task."""
-        return max((p for p, tasks in self._tasks.items() if tasks), default=None)
+    def best(self, counts: Callable[[Task], bool] = lambda task: True) -> Priority | None:
+        """The highest class that has a task, or one that counts."""
+        return max((p for p, tasks in self._tasks.items() if any(map(counts, tasks))), default=None)
 
     def take(self, allowed: Callable[[Task], bool] = lambda task: True) -> Task | None:
         """The next task, or the next that is allowed; it is out of the queue then."""
