@@ -74,6 +74,22 @@ def numbers_header() -> str:
     return "".join(parts)
 
 
+def _kinds(info: SystemCallInfo) -> str:
+    """For each argument: p for a pointer, i for a number."""
+    return "".join("p" if "*" in argument else "i" for argument in info.arguments)
+
+
+def table_header() -> str:
+    """svsm/table.h: all calls as a macro, for programs that go through them."""
+    lines = [f'\tX({info.name}, {info.number:#x}, "{_kinds(info)}")' for info in SYSTEM_CALLS]
+    text = "X(name, number, arguments) for each call; of the arguments, p is a pointer, i a number."
+    return (
+        f"{_LICENCE}#ifndef SVSM_TABLE_H\n#define SVSM_TABLE_H\n\n{_comment(text)}"
+        + " \\\n".join(["#define SVSM_SYSTEM_CALLS(X)", *lines])
+        + "\n\n#endif\n"
+    )
+
+
 def calls_header(guard: str, includes: str, posix: bool) -> str:
     """svsm/posix.h or svsm/calls.h: the calls as functions."""
     chosen = [i for i in SYSTEM_CALLS if (i.cls is SyscallClass.POSIX) == posix]
@@ -85,6 +101,7 @@ def headers() -> dict[str, str]:
     """All of them, by name."""
     return {
         "numbers.h": numbers_header(),
+        "table.h": table_header(),
         "calls.h": calls_header(
             "SVSM_CALLS_H",
             '#include <stddef.h>\n\n#include "structures.h"\n#include "syscall.h"\n',
