@@ -84,6 +84,7 @@ class ModuleMachine:
         """Until the log has all these texts, and the guest its prompt, or the machine has ended."""
         for _ in range(_SLICES_MAX):
             log = self.svsm.decode()
+            assert "is not so" not in log, log[-2000:]
             if all(text in log for text in said) and (not prompt or PROMPT in self.console):
                 return None
             match self.machine.run_slice(self.slice):
