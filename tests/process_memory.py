@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory of processes for tests without a CPU: an allocator whose allocations can be made to fail."""
+"""Memory of processes for tests without a CPU, and an allocator that can be made to fail."""
 
 from __future__ import annotations
 

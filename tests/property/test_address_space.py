@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -65,16 +68,12 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     @rule(base=bases, page=pages, count=counts, access=accesses, old=st.booleans())
     def map(self, base: int, page: int, count: int, access: Access, old: bool) -> None:
         found = self._range(base + page * PAGE_SIZE, count)
-        try:
-            self.space.map(
-                self.cpu, found[0], len(found) * PAGE_SIZE - 5, access, ANONYMOUS, replace_old=old
-            )
-        except CallFailed as error:
-            assert error.errno is Errno.EEXIST
-            assert not old
-            assert any(page in self.access for page in found)
+        size = len(found) * PAGE_SIZE - 5
+        if not old and any(page in self.access for page in found):
+            with pytest.raises(CallFailed, match="EEXIST"):
+                self.space.map(self.cpu, found[0], size, access)
             return
-        assert old or not any(page in self.access for page in found)
+        self.space.map(self.cpu, found[0], size, access, ANONYMOUS, replace_old=old)
         self._mapped(found, access)
 
     @rule(count=counts, access=accesses, first=st.integers(0, 5))
@@ -97,13 +96,11 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     @rule(base=bases, page=pages, count=counts, access=accesses)
     def protect(self, base: int, page: int, count: int, access: Access) -> None:
         found = self._range(base + page * PAGE_SIZE, count)
-        try:
-            self.space.protect(self.cpu, found[0], len(found) * PAGE_SIZE, access)
-        except CallFailed as error:
-            assert error.errno is Errno.ENOMEM
-            assert not all(each in self.access for each in found)
+        if not all(each in self.access for each in found):
+            with pytest.raises(CallFailed, match="ENOMEM"):
+                self.space.protect(self.cpu, found[0], len(found) * PAGE_SIZE, access)
             return
-        assert all(each in self.access for each in found)
+        self.space.protect(self.cpu, found[0], len(found) * PAGE_SIZE, access)
         self.access |= dict.fromkeys(found, access)
 
     @rule(base=bases, page=pages, offset=st.integers(0, PAGE_MASK), data=st.binary(max_size=9000))
@@ -181,7 +178,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         regions = self.space.regions
         pages = {p: r.access for r in regions for p in range(r.start, r.stop, PAGE_SIZE)}
         assert pages == self.access
-        assert all(a.stop <= b.start for a, b in zip(regions, regions[1:], strict=False))
+        assert all(a.stop <= b.start for a, b in pairwise(regions))
 
     def teardown(self) -> None:
         self.pages.left = None

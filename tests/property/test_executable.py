@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from typing import Final
 
 import pytest
-from elftools.elf.elffile import ELFFile
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -22,7 +20,7 @@ from svsmd.core.tasks.address_space import (
 )
 from svsmd.core.tasks.errno import CallFailed, Errno
 from svsmd.core.tasks.executable import PIE_BASE, SEGMENTS_MAX, Executable, read_executable
-from svsmd.snp.types import PAGE_MASK, PAGE_SIZE
+from svsmd.snp.types import PAGE_SIZE
 from tests.process_memory import process_memory
 
 EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -50,8 +48,10 @@ def elf(
     **fields: int,
 ) -> bytes:
     """A file with these program headers behind the file header."""
-    values = {"machine": 62, "version": 1, "phoff": 64, "shoff": 0, "flags": 0, "ehsize": 64,
-              "phentsize": 56, "phnum": len(headers), "shentsize": 64, "shnum": 0, "shstrndx": 0}  # fmt: skip
+    values = {
+        "machine": 62, "version": 1, "phoff": 64, "shoff": 0, "flags": 0, "ehsize": 64,
+        "phentsize": 56, "phnum": len(headers), "shentsize": 64, "shnum": 0, "shstrndx": 0,
+    }  # fmt: skip
     values |= fields
     start = EHDR.pack(
         IDENTITY, kind, values["machine"], values["version"], entry, values["phoff"],
@@ -139,7 +139,7 @@ WRONG = {
     "wrong order": elf([DATA, TEXT]),
     "file larger than memory": elf([(PT_LOAD, R | X, 0, BASE, BASE, 0x1200, 0x1000, 0x1000)]),
     "behind the end of the file": elf([(PT_LOAD, R | X, 0, BASE, BASE, 0x1501, 0x1501, 0x1000)]),
-    "offset wraps": elf([TEXT, (PT_LOAD, R, (1 << 64) - 0x1000, BASE + 0x3000, 0, 0x1000, 0x1000, 1)]),
+    "offset wraps": elf([TEXT, (PT_LOAD, R, (1 << 64) - 0x1000, BASE + 0x3000, 0, 4096, 4096, 1)]),
     "not congruent": elf([(PT_LOAD, R | X, 0x10, BASE, BASE, 0x1000, 0x1000, 0x1000)]),
     "at null": elf([(PT_LOAD, R | X, 0, 0, 0, 0x1200, 0x1200, 0x1000)], entry=0x100),
     "kernel half": elf([TEXT, (PT_LOAD, R, 0, 0xFFFF_FFFF_8000_0000, 0, 0x100, 0x100, 0x1000)]),
@@ -177,6 +177,16 @@ def program_headers(draw: st.DrawFn) -> Header:
     return kind, flags, offset, address, physical, in_file, in_memory, align
 
 
+def read_or_refuse(data: bytes) -> Executable | None:
+    """None for ENOEXEC; any other failure is one of the test."""
+    try:
+        return read_executable(data)
+    except CallFailed as error:
+        if error.errno is not Errno.ENOEXEC:
+            raise
+        return None
+
+
 @given(
     st.lists(program_headers(), max_size=6),
     st.sampled_from([2, 3]),
@@ -195,11 +205,8 @@ def program_headers(draw: st.DrawFn) -> Header:
 def test_no_header_does_harm(
     headers: list[Header], kind: int, entry: int, far: dict[str, int], near: dict[str, int]
 ) -> None:
-    try:
-        executable = read_executable(elf(headers, kind=kind, entry=entry, **far, **near))
-    except CallFailed as error:
-        assert error.errno is Errno.ENOEXEC
-    else:
+    executable = read_or_refuse(elf(headers, kind=kind, entry=entry, **far, **near))
+    if executable is not None:
         check(executable)
 
 
@@ -208,14 +215,9 @@ def test_no_byte_does_harm(changes: list[tuple[int, int]]) -> None:
     data = bytearray(GOOD)
     for where, value in changes:
         data[where] = value
-    try:
-        executable = read_executable(bytes(data))
-    except CallFailed as error:
-        assert error.errno is Errno.ENOEXEC
-    else:
+    executable = read_or_refuse(bytes(data))
+    if executable is not None:
         check(executable)
-        assert all(s.start & PAGE_MASK == 0 for s in executable.segments)
-        assert ELFFile(io.BytesIO(GOOD)).num_segments() == 3
 
 
 @given(st.binary(max_size=300))

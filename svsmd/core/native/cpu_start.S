@@ -47,6 +47,8 @@ svsm_load_tables:
 	movl	%eax, %ds
 	movl	%eax, %es
 	movl	%eax, %ss
+	/* Null ones: IRETQ to CPL 3 takes any other one of CPL 0 away, and its base with it. */
+	xorl	%eax, %eax
 	movl	%eax, %fs
 	movl	%eax, %gs
 	movl	$MSR_GS_BASE, %ecx

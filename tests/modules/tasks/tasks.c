@@ -46,7 +46,7 @@ static void waiting(void)
 	uint64_t deadline = now() + 2 * MILLISECOND;
 
 	CHECK(svsm_wait(child, &status, deadline) == -ETIMEDOUT);
-	CHECK(now() >= deadline && now() < deadline + 2 * MILLISECOND);
+	CHECK(now() >= deadline && now() < deadline + 100 * MILLISECOND);
 	CHECK(svsm_wait(child, (int *)8, SVSM_NO_DEADLINE) == -EFAULT);
 	CHECK(svsm_wait(child, NULL, SVSM_NO_DEADLINE) == -ECHILD);
 	CHECK(svsm_wait((int)getpid(), NULL, SVSM_NO_DEADLINE) == -ECHILD);
@@ -162,7 +162,7 @@ static void times(void)
 	for (size_t i = 0; i < 3; i++)
 		CHECK(nanosleep(&bad[i], NULL) == -EINVAL);
 	sleep_for(3 * MILLISECOND);
-	CHECK(now() - start >= 3 * MILLISECOND && now() - start < 5 * MILLISECOND);
+	CHECK(now() - start >= 3 * MILLISECOND && now() - start < 100 * MILLISECOND);
 	CHECK(clock_gettime(99, bad) == -EINVAL);
 }
 
