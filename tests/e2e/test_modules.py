@@ -93,11 +93,12 @@ def test_memory_of_the_svsm_runs_out(tmp_path: Path) -> None:
     assert statistics(machine).free >= free
 
 
-def test_modules_survive_a_restart_of_the_guest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_modules_survive_a_restart_of_the_guest(tmp_path: Path, cpus: int) -> None:
     configuration = program("/bin/spin", arguments=["spin", "200"]) + program(
         "/bin/spin", arguments=["spin", "1000000"], priority="low"
     )
-    machine = ModuleMachine(tmp_path, configuration, names=["spin"], cpus=2)
+    machine = ModuleMachine(tmp_path, configuration, names=["spin"], cpus=cpus)
     assert machine.run() is None
     for count in range(1, 4):
         machine.type("reboot")

@@ -402,6 +402,32 @@ def test_the_host_wakes_who_waits_for_it() -> None:
     assert len(runs) == 2
 
 
+def test_a_busy_cpu_looks_after_those_who_wait_for_the_host() -> None:
+    """A vCPU of the guest that another one has created, for one."""
+    rig, log, runs = Rig(), list[str](), list[int]()
+
+    def guest() -> Generator[Effect, int, int]:
+        while True:
+            yield Block(rig.scheduler.resumed(0))
+            runs.append(rig.port.now)
+
+    def spin() -> Generator[Effect, int, int]:
+        while True:
+            log.append("spin")
+            yield EnterUser(0, 0)
+            yield from rig.scheduler.interrupted(rig.cpus[0])
+
+    rig.start(guest()).gives_way = True
+    rig.start(spin())
+    assert rig.run() == EnterUser(0, 0)
+    assert ("timer", 0, TIME_SLICE) in rig.host.log
+    assert not runs
+    for turn in range(1, 4):
+        rig.port.now = turn * TIME_SLICE
+        assert rig.run() == EnterUser(0, 0)
+        assert len(runs) == turn
+
+
 def test_an_error_of_a_task_is_a_panic() -> None:
     rig = Rig()
 

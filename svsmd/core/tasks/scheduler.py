@@ -67,6 +67,8 @@ class _CpuState:
         self.current: Task | None = None
         self.idle = False
         self.resumed = WaitQueue("the host runs VMPL0 on this CPU")
+        self.asked = 0
+        """When those were woken last."""
         self.turn_end = 0
         self.armed: int | None = None
         self.gave_way: Task | None = None
@@ -105,7 +107,7 @@ class Scheduler:
         return None if task is None else task.body
 
     def resumed(self, apic_id: int) -> WaitQueue:
-        """Woken whenever the host runs VMPL0 of an idle CPU again."""
+        """Woken whenever the host runs VMPL0 of an idle CPU again, and on a busy one sometimes."""
         return self._cpus[apic_id].resumed
 
     # Tasks -----------------------------------------------------------------------------------
@@ -219,6 +221,7 @@ class Scheduler:
             task = self._take(cpu, state)
             if task is not None:
                 yield from self._turn(cpu, state, task)
+                self._wake_resumed(cpu, state)
                 continue
             state.idle = True
             yield from self._arm(cpu, state, None)
@@ -228,6 +231,14 @@ class Scheduler:
             if interrupted:
                 state.armed = None
                 yield from self._interrupts.end_of_interrupt(cpu)
+            state.asked = cpu.port.rdtsc()
+            self.wake_all(cpu, state.resumed)
+
+    def _wake_resumed(self, cpu: PerCpu, state: _CpuState) -> None:
+        """A CPU that is never idle lets those look now and then who wait for the host."""
+        now = cpu.port.rdtsc()
+        if now - state.asked >= TIME_SLICE:
+            state.asked = now
             self.wake_all(cpu, state.resumed)
 
     def wants_cpu(self, cpu: PerCpu) -> bool:
@@ -246,7 +257,9 @@ class Scheduler:
 
     @staticmethod
     def _is_waited_for(state: _CpuState, task: Task) -> bool:
-        """Whether somebody is ready who gets the CPU when the task's turn is over."""
+        """Whether somebody is ready who gets the CPU when the task's turn is over, or may be."""
+        if len(state.resumed):
+            return True
         best = state.ready.best()
         return best is not None and (task.gives_way or best >= task.priority)
 
