@@ -99,7 +99,7 @@ SECOND = 512 + 5120
     ],
 )
 def test_damage_is_a_panic_with_a_reason(data: bytes) -> None:
-    with pytest.raises(SvsmPanic, match="the archive is damaged: ."):
+    with pytest.raises(SvsmPanic, match=r"the archive is damaged: ."):
         archive(data)
 
 
