@@ -50,7 +50,7 @@ from svsmd.core.vmsa_setup import (
     guest_boot_vmsa,
     svsm_ap_vmsa,
 )
-from svsmd.snp.cpuid_page import CpuidPage
+from svsmd.snp.cpuid_page import CpuidFunction, CpuidPage
 from svsmd.snp.rmp import RmpAttributes, RmpReturn
 from svsmd.snp.secrets_page import SVSM_MAX_VERSION, SecretsPage
 from svsmd.snp.types import (
@@ -193,10 +193,15 @@ def memory_report(pages: PageAllocator) -> str:
     return f"memory: {statistics.free * kib} of {statistics.total * kib} KiB free; {used}"
 
 
+def cpuid_functions(cpu: PerCpu, launch: LaunchInfo) -> list[CpuidFunction]:
+    """What the security processor has let through of the CPUID page."""
+    return list(CpuidPage.copy_of(load_own(cpu, launch.svsm_cpuid, PAGE_SIZE)).functions())
+
+
 def choose_cr4(cpu: PerCpu, launch: LaunchInfo) -> int:
     """CR4 for VMPL0: with SMEP and SMAP if the CPUID page has them."""
     cr4 = Cr4.PAE | Cr4.OSFXSR
-    for entry in CpuidPage.copy_of(load_own(cpu, launch.svsm_cpuid, PAGE_SIZE)).functions():
+    for entry in cpuid_functions(cpu, launch):
         if (entry.eax_in, entry.ecx_in) == (CPUID_STRUCTURED_FEATURES, 0):
             cr4 |= Cr4.SMEP if entry.ebx & CPUID_SMEP else 0
             cr4 |= Cr4.SMAP if entry.ebx & CPUID_SMAP else 0

@@ -22,6 +22,7 @@ from svsmd.core.boot import (
     TOO_SMALL,
     Machine,
     boot,
+    cpuid_functions,
     memory_report,
     read_kernel_launch,
     read_launch_info,
@@ -42,6 +43,7 @@ from svsmd.core.request_loop import RequestLoop
 from svsmd.core.restart import PayloadChanged, Restarter
 from svsmd.core.startup import start_programs
 from svsmd.core.syscalls.setup import make_processes
+from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.interrupts import ApicInterrupts
 from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.snp.types import PAGE_SIZE
@@ -174,7 +176,8 @@ class Core:
         scheduler = self._scheduler = Scheduler(range(launch.cpu_count), self._interrupts)
         self._gate.task_of = scheduler.body_of
         archive = Archive(cpu, *kernel.archive)
-        processes = make_processes(scheduler, machine.pages, archive, self.log)
+        cpuid = ProgramCpuid(cpuid_functions(cpu, launch))
+        processes = make_processes(scheduler, machine.pages, archive, self.log, cpuid)
         self._loop = RequestLoop(
             machine.memory, self._protocols, machine.guest_vmpl, self.log, refused, scheduler
         )

@@ -136,7 +136,7 @@ class RequestLoop:
                     yield from _write_reply(cpu, world.vmsa, reply)
             if cpu.world is world:
                 yield from self._show_available(cpu, world)
-                # No TLB is flushed here: whoever takes a right away from the guest does that at once.
+                # No flush here: whoever takes a right away from the guest flushes at once.
                 yield from set_svme(cpu, world.vmsa, True)
         return request is not None
 

@@ -109,7 +109,7 @@ def entry(line: str) -> str:
     return f'[[program]]\npath = "/bin/x"\n{line}'
 
 
-MISTAKES = {
+MISTAKES: dict[str, str | bytes] = {
     "no TOML": "[[program",
     "no text": b"\xff\xfe",
     "unknown table": "[other]",

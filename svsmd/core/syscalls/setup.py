@@ -9,15 +9,20 @@ from svsmd.core.memory import PageAllocator
 from svsmd.core.syscalls.dispatch import Dispatcher
 from svsmd.core.syscalls.posix import PosixCalls
 from svsmd.core.syscalls.tasks import TaskCalls
+from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.scheduler import Scheduler
 
 
 def make_processes(
-    scheduler: Scheduler, pages: PageAllocator, archive: Archive, log: CoreLog
+    scheduler: Scheduler,
+    pages: PageAllocator,
+    archive: Archive,
+    log: CoreLog,
+    cpuid: ProgramCpuid,
 ) -> ProcessTable:
     """A table of processes that have all system calls."""
-    processes = ProcessTable(scheduler, pages, archive, log)
+    processes = ProcessTable(scheduler, pages, archive, log, cpuid)
     tasks = TaskCalls(processes)
     dispatcher = Dispatcher(PosixCalls(archive, processes).functions | tasks.functions)
     tasks.dispatcher = dispatcher

@@ -34,6 +34,12 @@ from svsmd.core.tasks.address_space import (
     Contents,
     Quota,
 )
+from svsmd.core.tasks.cpuid import (
+    EXIT_CPUID,
+    INSTRUCTION,
+    VMM_COMMUNICATION,
+    ProgramCpuid,
+)
 from svsmd.core.tasks.errno import CallFailed, Errno
 from svsmd.core.tasks.executable import Executable
 from svsmd.core.tasks.handles import HandleTable
@@ -60,6 +66,7 @@ _FPU: Final = CONTROL + 0x20
 _FPU_SIZE: Final = 512
 STATE_SIZE: Final = 704
 """Bytes of a saved program: FXSAVE area, frame, FS base, padding to 64."""
+_LOW_32: Final = 0xFFFF_FFFF
 _FS_BASE: Final = struct.Struct("<Q")
 _INITIAL_FPU: Final = struct.pack("<HHBBHQQI", 0x37F, 0, 0, 0, 0, 0, 0, 0x1F80).ljust(
     _FPU_SIZE, b"\0"
@@ -142,6 +149,7 @@ class Process:
         states: SlabCache,
         system_call: SystemCall,
         log: Callable[[str], None],
+        cpuid: ProgramCpuid,
     ) -> None:
         """`states` gives objects of `STATE_SIZE`.
 
@@ -158,6 +166,7 @@ class Process:
         self._states = states
         self._system_call = system_call
         self._log = log
+        self._cpuid = cpuid
         self._task: Task | None = None
         self._loaded: PerCpu | None = None
         self._exit_status: int | None = None
@@ -303,6 +312,9 @@ class Process:
         elif vector == PAGE_FAULT:
             cpu.port.charge(costs.PAGE_FAULT)
             self._serve_fault(cpu, frame)
+        elif (vector, frame.error_code) == (VMM_COMMUNICATION, EXIT_CPUID):
+            cpu.port.charge(costs.SYSTEM_CALL)
+            self._serve_cpuid(cpu, frame)
         elif vector not in _OF_THE_HOST:
             self._kill(frame, f"{exception_name(vector)}, error code {frame.error_code:#x}")
 
@@ -315,6 +327,19 @@ class Process:
             if error.errno is Errno.ENOMEM:
                 self._log(f"{self.task.name}: no memory for it")
                 self._exit_status = KILLED
+
+    def _serve_cpuid(self, cpu: PerCpu, frame: TrapFrame) -> None:
+        # The error code is what the silicon says; with a prefix it would be longer.
+        try:
+            code = self.space.read(cpu, frame.rip, len(INSTRUCTION))
+        except CallFailed:
+            code = b""
+        if code != INSTRUCTION:
+            self._kill(frame, "#VC that is no CPUID")
+            return
+        answer = self._cpuid.query(frame.rax & _LOW_32, frame.rcx & _LOW_32, cpu.apic_id)
+        frame.rax, frame.rbx, frame.rcx, frame.rdx = answer
+        frame.rip += len(INSTRUCTION)
 
     def _kill(self, frame: TrapFrame, why: str) -> None:
         self._log(f"{self.task.name}: killed at {frame.rip:#x}: {why}")

@@ -15,6 +15,7 @@ from svsmd.core.gate import Block, Handler
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import PageAllocator, SlabCache
 from svsmd.core.percpu import PerCpu
+from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.errno import CallFailed, Errno
 from svsmd.core.tasks.executable import read_executable
 from svsmd.core.tasks.files import LogOutput
@@ -32,7 +33,12 @@ class ProcessTable:
     """
 
     def __init__(
-        self, scheduler: Scheduler, pages: PageAllocator, archive: Archive, log: CoreLog
+        self,
+        scheduler: Scheduler,
+        pages: PageAllocator,
+        archive: Archive,
+        log: CoreLog,
+        cpuid: ProgramCpuid,
     ) -> None:
         self.scheduler: Final = scheduler
         scheduler.on_leave = self._leave
@@ -40,6 +46,7 @@ class ProcessTable:
         self._pages = pages
         self._archive = archive
         self._log = log
+        self._cpuid = cpuid
         self._states = SlabCache(pages, STATE_SIZE, "task state")
         self._processes: dict[Task, Process] = {}
         self._parents: dict[Process, Process] = {}
@@ -80,7 +87,7 @@ class ProcessTable:
         assert self.system_call is not None
         program = make_program()
         process = Process(
-            cpu, program, self._pages, self._states, self.system_call, self._log.write
+            cpu, program, self._pages, self._states, self.system_call, self._log.write, self._cpuid
         )
         output = LogOutput(name, self._log.write)
         for _ in range(3):

@@ -113,6 +113,7 @@ INSTRUCTION(clac, ".byte 0x0f,0x01,0xca")
 INSTRUCTION(stac, ".byte 0x0f,0x01,0xcb")
 INSTRUCTION(ud2, "ud2")
 INSTRUCTION(cpuid, "xorl %%eax, %%eax; cpuid")
+INSTRUCTION(long_cpuid, "xorl %%eax, %%eax; .byte 0x66, 0x0f, 0xa2")
 INSTRUCTION(rdtsc, "rdtsc")
 
 /* Selectors and returns to where the kernel lives. */
@@ -394,7 +395,7 @@ static const struct test tests[] = {
 	DIES(pvalidate, GP), DIES(rmpadjust, GP), DIES(invlpgb, GP), DIES(tlbsync, GP), DIES(vmrun, GP),
 	DIES(vmmcall, VC), DIES(vmload, GP), DIES(vmsave, GP), DIES(stgi, GP), DIES(clgi, GP),
 	FAILS(vmgexit), DIES(monitor, UD), DIES(mwait, UD), DIES(xsetbv, GP), DIES(rdfsbase, UD),
-	DIES(wrgsbase, UD), DIES(clac, UD), DIES(stac, UD), DIES(ud2, UD), DIES(cpuid, VC), FAILS(rdtsc),
+	DIES(wrgsbase, UD), DIES(clac, UD), DIES(stac, UD), DIES(ud2, UD), FAILS(cpuid), DIES(long_cpuid, VC), FAILS(rdtsc),
 	DIES(load_kernel_ds, GP), DIES(load_kernel_ss, GP), DIES(load_tss, GP), DIES(load_behind_gdt, GP),
 	DIES(load_ldt, GP), DIES(load_null_ss, GP), DIES(iretq_to_kernel, PF), DIES(lret_to_kernel, PF),
 	DIES(lret_to_32_bit, PF), FAILS(user_selectors),
