@@ -25,6 +25,7 @@ PROGRAMS: Final = {
         "gdb": "gdb",
         "iasl": "acpica-tools",
         "mke2fs": "e2fsprogs",
+        "musl-gcc": "musl-tools",
         "telnet": "inetutils-telnet",
     },
     "bench": {"gdb": "gdb", "qemu-system-x86_64": "qemu-system-x86"},
