@@ -101,11 +101,8 @@ class ArchiveFile(File):
 
     def seek(self, offset: int, whence: int) -> int:
         """SEEK_SET, SEEK_CUR, SEEK_END."""
-        try:
-            origin = (0, self._position, len(self._data))[whence]
-        except IndexError:
-            raise CallFailed(Errno.EINVAL) from None
-        if not 0 <= origin + offset < 1 << 63:
+        origin = {0: 0, 1: self._position, 2: len(self._data)}.get(whence)
+        if origin is None or not 0 <= origin + offset < 1 << 63:
             raise CallFailed(Errno.EINVAL)
         self._position = origin + offset
         return self._position
