@@ -19,6 +19,9 @@ _LOW_32: Final = 0xFFFF_FFFF
 PRIVATE_PROTOCOLS: Final = range(0xC000_0000, 0xC001_0000)
 """Protocol numbers of this SVSM's own: neither the specification's, nor those that it keeps for
 AMD's reference implementation (0x80000000 to 0x8000FFFF)."""
+MODULE_PROTOCOLS: Final = range(0xC001_0000, 0xC002_0000)
+"""Private protocol numbers for modules: neither the specification's, nor those that it keeps for
+AMD's reference implementation (0x80000000 to 0x8000FFFF), nor this SVSM's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,15 @@ class Reply:
             request.rdx if rdx is None else rdx,
             request.r8,
         )
+
+
+class Versioned(Protocol):
+    """What SVSM_CORE_QUERY_PROTOCOL has to know of a protocol."""
+
+    @property
+    def versions(self) -> range:
+        """Versions it speaks, ascending."""
+        ...
 
 
 class CallProtocol(Protocol):

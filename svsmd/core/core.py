@@ -31,6 +31,8 @@ from svsmd.core.boot import (
 from svsmd.core.calls import CallProtocol
 from svsmd.core.gate import Gate, GateReason, Handler, SvsmPanic
 from svsmd.core.hypervisor import SvsmReason, set_up_ghcb, terminate_request
+from svsmd.core.ipc.kernel import IpcKernel
+from svsmd.core.ipc.served_protocol import OfferedProtocols, ServedProtocols
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory
 from svsmd.core.paging.kernel_maps import ImageLayout
@@ -155,10 +157,12 @@ class Core:
         for apic_id in others:
             # The port is the boot CPU's until this vCPU's own first gate call, which replaces it.
             self._cpus[apic_id] = PerCpu(apic_id, cpu.port)
-        core = CoreProtocol(
-            machine.memory, self._cpus, self._protocols, machine.guest_vmpl, machine.maps
-        )
-
+        scheduler = self._scheduler = Scheduler(range(launch.cpu_count), self._interrupts)
+        self._gate.task_of = scheduler.body_of
+        ipc = IpcKernel(scheduler, machine.pages)
+        served = ServedProtocols(scheduler, ipc.undertaker, machine.guest_vmpl)
+        offered = OfferedProtocols(served, self._protocols)
+        core = CoreProtocol(machine.memory, self._cpus, offered, machine.guest_vmpl, machine.maps)
         self._protocols[core.number] = core
         page_state = PageStateProtocol(machine.memory)
         self._protocols[page_state.number] = page_state
@@ -173,13 +177,19 @@ class Core:
                 self._reason = SvsmReason.PAYLOAD
                 raise
 
-        scheduler = self._scheduler = Scheduler(range(launch.cpu_count), self._interrupts)
-        self._gate.task_of = scheduler.body_of
         archive = Archive(cpu, *kernel.archive)
         cpuid = ProgramCpuid(cpuid_functions(cpu, launch))
-        processes = make_processes(scheduler, machine.pages, archive, self.log, cpuid)
+        processes = make_processes(
+            scheduler, machine.pages, archive, self.log, cpuid, ipc, served, machine.memory
+        )
         self._loop = RequestLoop(
-            machine.memory, self._protocols, machine.guest_vmpl, self.log, refused, scheduler
+            machine.memory,
+            self._protocols,
+            served,
+            machine.guest_vmpl,
+            self.log,
+            refused,
+            scheduler,
         )
         for apic_id in others:
             yield from start_ap(cpu, machine, self._cpus[apic_id], self._config.cpu_start)

@@ -23,6 +23,8 @@ PAGE_FAULT: Final = 400
 """Finding out where a page belongs that a program has touched."""
 MEMORY_ACCESS: Final = 10
 """One load or store of up to a cache line."""
+MESSAGE: Final = 100
+"""Queueing or taking one message, besides copying it."""
 LOG_BYTE: Final = 16
 """One byte for the log."""
 COPY_PAGE: Final = 128
@@ -38,3 +40,5 @@ FLUSH_TLB: Final = 1000
 CALL_BUDGET: Final = 2_000_000
 """SVSM_CORE_PVALIDATE and the like answer INCOMPLETE once a call has cost this much (2 ms): the
 guest's interrupts wait no longer. A full list of 4 KiB entries of PVALIDATE fits in."""
+MODULE_CALL_BUDGET: Final = 2_000_000
+"""A call that a module serves is INCOMPLETE after this long (2 ms), for the same reason."""

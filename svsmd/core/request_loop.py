@@ -13,7 +13,8 @@ Spec: 58019 (SVSM), section 4 (calling convention); 24593, 15.36.12 (VMRUN needs
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, Never, Protocol
 
 from svsmd.core import costs
@@ -21,6 +22,7 @@ from svsmd.core.access import load, mapped, store
 from svsmd.core.calls import CallProtocol, Reply, Request
 from svsmd.core.gate import Block, Handler, Preempt, Reschedule, Sleepers, Vmgexit
 from svsmd.core.guest_memory import GuestMemory
+from svsmd.core.ipc.served_protocol import ProtocolPort
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory
 from svsmd.core.percpu import GuestWorld, PerCpu
@@ -69,14 +71,19 @@ class RequestLoop:
         self,
         memory: GuestMemory,
         protocols: Mapping[int, CallProtocol],
+        served: Mapping[int, ProtocolPort],
         guest_vmpl: Vmpl,
         log: CoreLog,
         refused: Callable[[PerCpu], Handler[bool]],
         sharing: CpuSharing,
     ) -> None:
-        """`refused` handles a refusal of the host to run the guest: whether there is one again."""
+        """`served` are protocols that programs serve, which come before `protocols` of the same
+        number. `refused` handles a refusal of the host to run the guest: whether there is one
+        again.
+        """
         self._memory = memory
         self._protocols = protocols
+        self._served = served
         self._run_guest = ghcb_msr.RunVmpl(guest_vmpl).encode()
         self._log = log
         self._on_refusal = refused
@@ -119,26 +126,49 @@ class RequestLoop:
 
         It may run if this vCPU's world is still the same.
         """
-        memory = self._memory
-        vmsa_page, caa_page = world.vmsa, world.caa
+        with self._held(cpu, world):
+            vmsa = yield from self._stop_guest(cpu, world)
+            request = yield from self._take_request(cpu, world, vmsa)
+            port = None if request is None else self._served.get(request.protocol)
+            if request is None or port is None:
+                yield from self._finish(cpu, world, request, None)
+                return request is not None
+        # Others go on meanwhile, so nothing is held: not even the vCPU itself is sure to be there
+        # afterwards.
+        reply = yield from port.ask(cpu, request)
+        while cpu.world is world and self._is_busy(cpu, world):
+            yield Preempt()
+        if cpu.world is world:
+            with self._held(cpu, world):
+                yield from self._finish(cpu, world, request, reply)
+        return True
+
+    @contextmanager
+    def _held(self, cpu: PerCpu, world: GuestWorld) -> Iterator[None]:
+        """The two pages of a vCPU are locked, and mapped."""
+        memory, vmsa_page, caa_page = self._memory, world.vmsa, world.caa
         with (
             memory.locked(cpu, vmsa_page),
             memory.locked(cpu, caa_page),
             mapped(cpu, vmsa_page),
             mapped(cpu, caa_page),
         ):
-            vmsa = yield from self._stop_guest(cpu, world)
-            request = yield from self._take_request(cpu, world, vmsa)
-            if request is not None:
+            yield
+
+    def _finish(
+        self, cpu: PerCpu, world: GuestWorld, request: Request | None, reply: Reply | None
+    ) -> Handler[None]:
+        """Serve a request that has no reply yet, write the reply, let the guest run."""
+        if request is not None:
+            if reply is None:
                 reply = yield from self._serve(cpu, request)
-                # DELETE_VCPU of the caller itself: the page belongs to the guest again.
-                if memory.world_of(world.vmsa) is world:
-                    yield from _write_reply(cpu, world.vmsa, reply)
-            if cpu.world is world:
-                yield from self._show_available(cpu, world)
-                # No flush here: whoever takes a right away from the guest flushes at once.
-                yield from set_svme(cpu, world.vmsa, True)
-        return request is not None
+            # DELETE_VCPU of the caller itself: the page belongs to the guest again.
+            if self._memory.world_of(world.vmsa) is world:
+                yield from _write_reply(cpu, world.vmsa, reply)
+        if cpu.world is world:
+            yield from self._show_available(cpu, world)
+            # No flush here: whoever takes a right away from the guest flushes at once.
+            yield from set_svme(cpu, world.vmsa, True)
 
     def _show_available(self, cpu: PerCpu, world: GuestWorld) -> Handler[None]:
         """Say in the calling area whether memory can be withdrawn, if that has changed."""

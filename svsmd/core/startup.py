@@ -7,6 +7,7 @@
     environment = ["LEVEL=1"]
     capabilities = ["register"]         # names of Capability, lower case
     services = ["store"]                # that it may open
+    protocols = [0xC0010000]            # that it may serve, with the capability serve_protocol
     pages = 2048                        # of 4 KiB, at most
     children = 0
     priority = "normal"                 # low, normal, high
@@ -39,8 +40,8 @@ E = TypeVar("E", bound=Enum)
 
 CONFIGURATION: Final = "/svsm.toml"
 _KEYS: Final = frozenset(
-    ("path", "arguments", "environment", "capabilities", "services", "pages", "children",
-     "priority", "cpus")
+    ("path", "arguments", "environment", "capabilities", "services", "protocols", "pages",
+     "children", "priority", "cpus")
 )  # fmt: skip
 
 
@@ -80,12 +81,9 @@ def _start(cpu: PerCpu, processes: ProcessTable, entry: Mapping[str, object], nc
     default = Limits()
     limits = Limits(_number(entry.get("pages", default.pages)), _number(entry.get("children", 0)))
     priority = _named(Priority, _text(entry.get("priority", "normal")))
-    cpus = entry.get("cpus")
     affinity = None
-    if cpus is not None:
-        if not isinstance(cpus, list):
-            raise TypeError("cpus is no list")
-        affinity = frozenset(n for n in map(_number, cpus) if n < ncpus) or None
+    if "cpus" in entry:
+        affinity = frozenset(n for n in _numbers(entry["cpus"]) if n < ncpus) or None
     try:
         process = processes.spawn(
             cpu,
@@ -97,6 +95,7 @@ def _start(cpu: PerCpu, processes: ProcessTable, entry: Mapping[str, object], nc
                 limits=limits,
                 capabilities=capabilities,
                 services=frozenset(_texts(entry.get("services", []))),
+                protocols=frozenset(_numbers(entry.get("protocols", []))),
             ),
             None,
             path.rpartition("/")[2],
@@ -133,3 +132,9 @@ def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError(f"{value!r} is no number")
     return value
+
+
+def _numbers(value: object) -> list[int]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list of numbers")
+    return [_number(item) for item in value]

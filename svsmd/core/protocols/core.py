@@ -23,7 +23,7 @@ from svsmd.core.access import (
     store,
     zero,
 )
-from svsmd.core.calls import CallProtocol, Reply, Request
+from svsmd.core.calls import Reply, Request, Versioned
 from svsmd.core.gate import Handler
 from svsmd.core.guest_memory import GuestMemory
 from svsmd.core.paging.kernel_maps import KernelMaps
@@ -96,7 +96,7 @@ class CoreProtocol:
         self,
         memory: GuestMemory,
         cpus: Mapping[int, PerCpu],
-        protocols: Mapping[int, CallProtocol],
+        protocols: Mapping[int, Versioned],
         guest_vmpl: Vmpl,
         maps: KernelMaps,
     ) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from svsmd.core import costs
 from svsmd.core.archive import Archive
 from svsmd.core.gate import Block, Handler, Reschedule
+from svsmd.core.ipc.shared_memory import SharedMemory
 from svsmd.core.syscalls.dispatch import Arguments, Function, signed
 from svsmd.core.tasks.address_space import (
     ANONYMOUS,
@@ -134,11 +135,18 @@ class PosixCalls:
     def _mmap(self, process: Process, arguments: Arguments) -> int:
         address, size, prot, flags, handle, offset = arguments
         kind = flags & (_MAP_SHARED | _MAP_PRIVATE)
-        known = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE | _MAP_IGNORED
-        if kind != _MAP_PRIVATE or flags & ~known or prot & ~7 or offset & PAGE_MASK:
+        known = kind | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE | _MAP_IGNORED
+        if flags & ~known or prot & ~7 or offset & PAGE_MASK:
             raise CallFailed(Errno.EINVAL)
         backing: Backing = ANONYMOUS
-        if not flags & _MAP_ANONYMOUS:
+        if kind == _MAP_SHARED and not flags & _MAP_ANONYMOUS:
+            shared = process.handles.get(signed(handle, 32), SharedMemory)
+            if offset + size > shared.npages * PAGE_SIZE:
+                raise CallFailed(Errno.EINVAL)
+            backing = shared
+        elif kind != _MAP_PRIVATE:
+            raise CallFailed(Errno.EINVAL)
+        elif not flags & _MAP_ANONYMOUS:
             backing = Contents(process.handles.get(signed(handle, 32), File).contents)
         fixed = bool(flags & (_MAP_FIXED | _MAP_FIXED_NOREPLACE))
         return process.space.map(

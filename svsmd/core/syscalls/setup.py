@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 from svsmd.core.archive import Archive
+from svsmd.core.guest_memory import GuestMemory
+from svsmd.core.ipc.kernel import IpcKernel
+from svsmd.core.ipc.served_protocol import ServedProtocols
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import PageAllocator
 from svsmd.core.syscalls.dispatch import Dispatcher
+from svsmd.core.syscalls.ipc import IpcCalls
 from svsmd.core.syscalls.posix import PosixCalls
+from svsmd.core.syscalls.protocol import ProtocolCalls
 from svsmd.core.syscalls.tasks import TaskCalls
 from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.process_table import ProcessTable
@@ -20,11 +25,19 @@ def make_processes(
     archive: Archive,
     log: CoreLog,
     cpuid: ProgramCpuid,
+    ipc: IpcKernel,
+    served: ServedProtocols,
+    memory: GuestMemory,
 ) -> ProcessTable:
     """A table of processes that have all system calls."""
     processes = ProcessTable(scheduler, pages, archive, log, cpuid)
     tasks = TaskCalls(processes)
-    dispatcher = Dispatcher(PosixCalls(archive, processes).functions | tasks.functions)
+    dispatcher = Dispatcher(
+        PosixCalls(archive, processes).functions
+        | tasks.functions
+        | IpcCalls(ipc).functions
+        | ProtocolCalls(served, memory).functions
+    )
     tasks.dispatcher = dispatcher
     processes.system_call = dispatcher.serve
     return processes

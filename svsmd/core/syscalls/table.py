@@ -58,6 +58,14 @@ def _task(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> Sy
     return SystemCallInfo(SyscallClass.TASK, index, name, _split(arguments), doc, errors)
 
 
+def _ipc(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> SystemCallInfo:
+    return SystemCallInfo(SyscallClass.IPC, index, name, _split(arguments), doc, errors)
+
+
+def _protocol(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> SystemCallInfo:
+    return SystemCallInfo(SyscallClass.PROTOCOL, index, name, _split(arguments), doc, errors)
+
+
 def _split(arguments: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in arguments.split(",") if part.strip())
 
@@ -74,10 +82,11 @@ SYSTEM_CALLS: Final = (
     _posix(8, "lseek", "int fd, long offset, int whence", "Set the position of a file.",
            E.EBADF, E.EINVAL, E.ESPIPE),
     _posix(9, "mmap", "void *address, size_t size, int prot, int flags, int fd, long offset",
-           "Map zeros, or a private copy of a file. Never writable and executable.",
+           "Map zeros, a private copy of a file, or with MAP_SHARED shared memory. Never writable "
+           "and executable, and shared memory not executable at all.",
            E.EINVAL, E.ENOMEM, E.EBADF, E.EACCES, E.EEXIST),
     _posix(10, "mprotect", "void *address, size_t size, int prot",
-           "Change what mapped pages allow.", E.EINVAL, E.ENOMEM),
+           "Change what mapped pages allow.", E.EINVAL, E.ENOMEM, E.EACCES),
     _posix(11, "munmap", "void *address, size_t size", "Unmap pages.", E.EINVAL, E.ENOMEM),
     _posix(12, "brk", "void *end",
            "Set the end of the heap; returns the end, which is the old one if it cannot be set."),
@@ -128,4 +137,85 @@ SYSTEM_CALLS: Final = (
     _task(5, "svsm_batch", "struct svsm_batch_entry *entries, size_t count, unsigned int flags",
           "Make several calls in one entry, at most 64, none of them this one; returns how many "
           "were made. Flag 1: stop behind the first that fails.", E.EFAULT, E.EINVAL),
+    _ipc(0, "svsm_channel_create", "int *handles", "Make a channel: handles of its two ends.",
+         E.EMFILE, E.ENOMEM, E.EFAULT),
+    _ipc(1, "svsm_send", "int channel, const struct svsm_message *message, unsigned long deadline",
+         "Send a message; its handles are gone from here then. Waits as long as the other end's "
+         "queue is full. Deadlines of this class are as those of svsm_wait(), but a call that must "
+         "not wait fails with -EAGAIN.",
+         E.EBADF, E.EFAULT, E.EINVAL, E.EMSGSIZE, E.ELOOP, E.EPIPE, E.EAGAIN, E.ETIMEDOUT,
+         E.ENOMEM),
+    _ipc(2, "svsm_receive", "int channel, struct svsm_message *message, unsigned long deadline",
+         "Receive a message; returns its length. With -EMSGSIZE and -EMFILE it stays where it is, "
+         "and after -EMSGSIZE the structure says what it needs.",
+         E.EBADF, E.EFAULT, E.EINVAL, E.EMSGSIZE, E.EMFILE, E.EPIPE, E.EAGAIN, E.ETIMEDOUT),
+    _ipc(3, "svsm_call",
+         "int channel, const struct svsm_message *request, struct svsm_message *reply, "
+         "unsigned long deadline",
+         "Send a message and wait for the answer; returns its length. An answer that does not fit "
+         "is lost. -ECANCELED: the other end was closed before it answered.",
+         E.EBADF, E.EFAULT, E.EINVAL, E.EMSGSIZE, E.ELOOP, E.EMFILE, E.EPIPE, E.ECANCELED,
+         E.EAGAIN, E.ETIMEDOUT, E.ENOMEM),
+    _ipc(4, "svsm_reply", "int channel, const struct svsm_message *reply",
+         "Answer the call with that token. -ECANCELED: nobody waits for it any more.",
+         E.EBADF, E.EFAULT, E.EINVAL, E.EMSGSIZE, E.ELOOP, E.EPIPE, E.ECANCELED, E.ENOMEM),
+    _ipc(5, "svsm_reply_receive",
+         "int channel, const struct svsm_message *reply, struct svsm_message *request, "
+         "unsigned long deadline",
+         "svsm_reply() and svsm_receive() in one; that nobody waits for the answer is no failure.",
+         E.EBADF, E.EFAULT, E.EINVAL, E.EMSGSIZE, E.ELOOP, E.EMFILE, E.EPIPE, E.EAGAIN,
+         E.ETIMEDOUT, E.ENOMEM),
+    _ipc(6, "svsm_event_create", "int signaled", "Make an event, set or not.", E.EMFILE, E.ENOMEM),
+    _ipc(7, "svsm_event_signal", "int event", "Set an event.", E.EBADF),
+    _ipc(8, "svsm_event_clear", "int event", "Clear an event.", E.EBADF),
+    _ipc(9, "svsm_wait_many",
+         "struct svsm_wait_item *items, size_t count, unsigned long deadline",
+         "Wait until one of at most 16 objects is ready; returns how many are, and sets `ready` of "
+         "all. SVSM_READY_CLOSED is always waited for.",
+         E.EBADF, E.EFAULT, E.EINVAL, E.EAGAIN, E.ETIMEDOUT),
+    _ipc(10, "svsm_memory_create", "size_t size",
+         "Make shared memory of at most 1 MiB, for mmap() with MAP_SHARED.",
+         E.EINVAL, E.EMFILE, E.ENOMEM),
+    _ipc(11, "svsm_duplicate", "int handle",
+         "Another handle for an event or shared memory; other objects have one.",
+         E.EBADF, E.EINVAL, E.EMFILE),
+    _ipc(12, "svsm_service_register", "const char *name",
+         "Offer a service as long as the handle is open. The name has 1 to 31 characters. Takes "
+         "the capability to register.",
+         E.EPERM, E.EFAULT, E.ENAMETOOLONG, E.EINVAL, E.EEXIST, E.EMFILE, E.ENOMEM),
+    _ipc(13, "svsm_service_accept", "int service, unsigned long deadline",
+         "Wait for a client; returns an end of a channel to it.",
+         E.EBADF, E.EMFILE, E.EAGAIN, E.ETIMEDOUT),
+    _ipc(14, "svsm_service_connect", "const char *name, unsigned long deadline",
+         "Connect to a service that the caller may use; returns an end of a channel. Waits until "
+         "there is such a service, and room among those that wait for it. -ECANCELED: it is gone.",
+         E.EPERM, E.EFAULT, E.ENAMETOOLONG, E.EINVAL, E.ECANCELED, E.EMFILE, E.ENOMEM, E.EAGAIN,
+         E.ETIMEDOUT),
+    _protocol(0, "svsm_protocol_register",
+              "unsigned int number, unsigned int lowest, unsigned int highest",
+              "Serve a protocol of the guest, with these versions, as long as the handle is open. "
+              "Takes the capability, and the number among those of the program.",
+              E.EPERM, E.EINVAL, E.EEXIST, E.EMFILE, E.ENOMEM),
+    _protocol(1, "svsm_protocol_receive",
+              "int protocol, struct svsm_request *request, unsigned long deadline",
+              "Wait for a call of the guest.", E.EBADF, E.EFAULT, E.EAGAIN, E.ETIMEDOUT),
+    _protocol(2, "svsm_protocol_answer", "int protocol, const struct svsm_answer *answer",
+              "Answer a call of the guest. -ECANCELED: it has given the call up.",
+              E.EBADF, E.EFAULT, E.EINVAL, E.ECANCELED),
+    _protocol(3, "svsm_protocol_answer_receive",
+              "int protocol, const struct svsm_answer *answer, struct svsm_request *request, "
+              "unsigned long deadline",
+              "Both in one; that the guest has given the call up is no failure.",
+              E.EBADF, E.EFAULT, E.EINVAL, E.EAGAIN, E.ETIMEDOUT),
+    _protocol(4, "svsm_guest_read",
+              "int protocol, unsigned long token, unsigned long gpa, void *buffer, size_t size",
+              "Read at most 16 KiB of the guest's memory while serving that call. Takes a "
+              "capability. -EACCES: not memory that the guest may name in a call. -EBUSY: another "
+              "vCPU is changing the state of that page.",
+              E.EPERM, E.EBADF, E.EFAULT, E.EINVAL, E.ECANCELED, E.EACCES, E.EBUSY),
+    _protocol(5, "svsm_guest_write",
+              "int protocol, unsigned long token, unsigned long gpa, const void *buffer, "
+              "size_t size",
+              "Write it. If a page cannot be written, those before it are.",
+              E.EPERM, E.EBADF, E.EFAULT, E.EINVAL, E.ECANCELED, E.EACCES, E.EBUSY),
 )  # fmt: skip

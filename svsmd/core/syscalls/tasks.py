@@ -73,7 +73,7 @@ class TaskCalls:
         def program() -> Program:
             return self._processes.program(
                 cpu, path, arguments=argv, environment=envp, limits=limits,
-                capabilities=capabilities, services=own.services,
+                capabilities=capabilities, services=own.services, protocols=own.protocols,
             )  # fmt: skip
 
         child = self._processes.spawn(cpu, program, process, path.rpartition("/")[2])

@@ -134,6 +134,16 @@ class Quota:
     limit: int
     used: int = 0
 
+    def charge(self, npages: int) -> None:
+        """Count pages that the core sets aside for the process. Fails with ENOMEM."""
+        if self.used + npages > self.limit:
+            raise CallFailed(Errno.ENOMEM)
+        self.used += npages
+
+    def refund(self, npages: int) -> None:
+        """They do not count any more."""
+        self.used -= npages
+
 
 class AddressSpace:
     """The user half of one process.
@@ -174,12 +184,14 @@ class AddressSpace:
     ) -> int:
         """Map whole pages at `start`, or where there is room; returns where.
 
-        Fails with EINVAL (nothing of the user half, or writable and executable), EEXIST, ENOMEM (no
-        room, or too many regions).
+        Fails with EINVAL (nothing of the user half, or writable and executable), EACCES (shared and
+        executable: another process may write there), EEXIST, ENOMEM (no room, or too many regions).
         """
         size = (nbytes + PAGE_MASK) & ~PAGE_MASK
         if nbytes <= 0 or access & (Access.WRITE | Access.EXECUTE) == Access.WRITE | Access.EXECUTE:
             raise CallFailed(Errno.EINVAL)
+        if backing.shared and access & Access.EXECUTE:
+            raise CallFailed(Errno.EACCES)
         if start is None:
             start = self._find_room(size)
         if start & PAGE_MASK or start < USER_START or start + size > USER_END:
@@ -228,17 +240,18 @@ class AddressSpace:
             region.backing.put(cpu)
 
     def protect(self, cpu: PerCpu, start: int, nbytes: int, access: Access) -> None:
-        """Change what whole pages allow. Fails with EINVAL, ENOMEM (not all of it is mapped)."""
+        """Change what whole pages allow.
+
+        Fails with EINVAL, EACCES (as `map`), ENOMEM (not all of it is mapped).
+        """
         stop = self._check_range(start, nbytes)
         if access & (Access.WRITE | Access.EXECUTE) == Access.WRITE | Access.EXECUTE:
             raise CallFailed(Errno.EINVAL)
-        covered = sum(
-            min(r.stop, stop) - max(r.start, start)
-            for r in self._regions
-            if r.start < stop and start < r.stop
-        )
-        if covered != stop - start:
+        found = [r for r in self._regions if r.start < stop and start < r.stop]
+        if sum(min(r.stop, stop) - max(r.start, start) for r in found) != stop - start:
             raise CallFailed(Errno.ENOMEM)
+        if access & Access.EXECUTE and any(r.backing.shared for r in found):
+            raise CallFailed(Errno.EACCES)
         for region in self._split(cpu, start, stop):
             self._regions[self._regions.index(region)] = replace(region, access=access)
             for page in self.table.leaves(cpu, region.start, region.stop):
@@ -356,6 +369,11 @@ class AddressSpace:
         for gpa, size in list(self._spans(cpu, address, len(data), Access.WRITE)):
             store_own(cpu, gpa, data[done : done + size])
             done += size
+
+    def check_writable(self, cpu: PerCpu, address: int, nbytes: int) -> None:
+        """Fails as `write` would; a `write` of so much that comes before CPL 3 runs does not."""
+        for _ in self._spans(cpu, address, nbytes, Access.WRITE):
+            pass
 
     def read_string(self, cpu: PerCpu, address: int, limit: int) -> bytes:
         """Bytes up to a zero, of at most `limit`. Fails with EFAULT, ENOMEM, ENAMETOOLONG."""

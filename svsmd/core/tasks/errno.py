@@ -61,6 +61,8 @@ class Errno(IntEnum):
     """The name is longer than `NAME_MAX`."""
     ENOSYS = 38
     """No such system call."""
+    ELOOP = 40
+    """The handle would lie in a message that only its own holder could receive."""
     EMSGSIZE = 90
     """The message is longer than the channel or the buffer takes."""
     ETIMEDOUT = 110

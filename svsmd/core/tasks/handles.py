@@ -43,14 +43,30 @@ class HandleTable:
     def __iter__(self) -> Iterator[tuple[int, KernelObject]]:
         return iter(sorted(self._objects.items()))
 
+    def check_room(self, count: int) -> None:
+        """Fails with EMFILE unless so many handles are free."""
+        if len(self._objects) + count > HANDLES_MAX:
+            raise CallFailed(Errno.EMFILE)
+
     def add(self, target: KernelObject) -> int:
         """The lowest free handle, which refers to `target` now. Fails with EMFILE."""
-        handle = next((n for n in range(HANDLES_MAX) if n not in self._objects), None)
-        if handle is None:
-            raise CallFailed(Errno.EMFILE)
+        self.check_room(1)
         target.opened()
+        return self.give(target)
+
+    def give(self, target: KernelObject) -> int:
+        """As `add`, for a handle that was `take`n somewhere and counts already."""
+        self.check_room(1)
+        handle = next(n for n in range(HANDLES_MAX) if n not in self._objects)
         self._objects[handle] = target
         return handle
+
+    def take(self, handle: int) -> KernelObject:
+        """The object behind a handle, which is free then but still counts. Fails with EBADF."""
+        found = self._objects.pop(handle, None)
+        if found is None:
+            raise CallFailed(Errno.EBADF)
+        return found
 
     def get(self, handle: int, kind: type[T]) -> T:
         """The object behind a handle. Fails with EBADF, also if it is of another kind."""
@@ -61,10 +77,7 @@ class HandleTable:
 
     def close(self, cpu: PerCpu, handle: int) -> None:
         """The handle is free again. Fails with EBADF."""
-        found = self._objects.pop(handle, None)
-        if found is None:
-            raise CallFailed(Errno.EBADF)
-        found.closed(cpu)
+        self.take(handle).closed(cpu)
 
     def close_all(self, cpu: PerCpu) -> None:
         """The process ends."""

@@ -132,6 +132,8 @@ class Program:
     capabilities: Capability = Capability.NONE
     services: frozenset[str] = frozenset()
     """Services that it may open, by name."""
+    protocols: frozenset[int] = frozenset()
+    """Protocols of the guest that it may serve, by number."""
 
 
 SystemCall = Callable[["Process", TrapFrame], Handler[None]]

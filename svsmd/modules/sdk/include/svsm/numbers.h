@@ -36,6 +36,31 @@
 #define SVSM_SYS_task_info 0x100000004
 #define SVSM_SYS_batch 0x100000005
 
+/* Class 2: ipc */
+#define SVSM_SYS_channel_create 0x200000000
+#define SVSM_SYS_send 0x200000001
+#define SVSM_SYS_receive 0x200000002
+#define SVSM_SYS_call 0x200000003
+#define SVSM_SYS_reply 0x200000004
+#define SVSM_SYS_reply_receive 0x200000005
+#define SVSM_SYS_event_create 0x200000006
+#define SVSM_SYS_event_signal 0x200000007
+#define SVSM_SYS_event_clear 0x200000008
+#define SVSM_SYS_wait_many 0x200000009
+#define SVSM_SYS_memory_create 0x20000000a
+#define SVSM_SYS_duplicate 0x20000000b
+#define SVSM_SYS_service_register 0x20000000c
+#define SVSM_SYS_service_accept 0x20000000d
+#define SVSM_SYS_service_connect 0x20000000e
+
+/* Class 3: protocol */
+#define SVSM_SYS_protocol_register 0x300000000
+#define SVSM_SYS_protocol_receive 0x300000001
+#define SVSM_SYS_protocol_answer 0x300000002
+#define SVSM_SYS_protocol_answer_receive 0x300000003
+#define SVSM_SYS_guest_read 0x300000004
+#define SVSM_SYS_guest_write 0x300000005
+
 /* A call that fails returns one of these, negative. */
 #ifndef EPERM
 #define EPERM 1
@@ -62,6 +87,7 @@
 #define ERANGE 34
 #define ENAMETOOLONG 36
 #define ENOSYS 38
+#define ELOOP 40
 #define EMSGSIZE 90
 #define ETIMEDOUT 110
 #define ECANCELED 125

@@ -45,15 +45,16 @@ static inline long lseek(int fd, long offset, int whence)
 }
 
 /*
- * Map zeros, or a private copy of a file. Never writable and executable. Fails with -EINVAL,
- * -ENOMEM, -EBADF, -EACCES, -EEXIST.
+ * Map zeros, a private copy of a file, or with MAP_SHARED shared memory. Never writable and
+ * executable, and shared memory not executable at all. Fails with -EINVAL, -ENOMEM, -EBADF,
+ * -EACCES, -EEXIST.
  */
 static inline long mmap(void *address, size_t size, int prot, int flags, int fd, long offset)
 {
 	return svsm_syscall6(SVSM_SYS_mmap, (long)(address), (long)(size), (long)(prot), (long)(flags), (long)(fd), (long)(offset));
 }
 
-/* Change what mapped pages allow. Fails with -EINVAL, -ENOMEM. */
+/* Change what mapped pages allow. Fails with -EINVAL, -ENOMEM, -EACCES. */
 static inline long mprotect(void *address, size_t size, int prot)
 {
 	return svsm_syscall3(SVSM_SYS_mprotect, (long)(address), (long)(size), (long)(prot));

@@ -43,6 +43,62 @@ struct svsm_batch_entry {
 #define SVSM_STATUS_EXCEPTION 0x100
 #define SVSM_STATUS_KILLED 0x200
 
+/* Bytes and handles on their way through a channel. */
+#define SVSM_MESSAGE_MAX 4096u
+#define SVSM_MESSAGE_HANDLES 4
+
+struct svsm_message {
+	uint32_t size; /* of this structure */
+	uint32_t length; /* bytes: to send; room, then received */
+	void *data;
+	uint64_t token; /* of the call that this is the request of, or the answer to; else 0 */
+	uint32_t handle_count; /* as `length` */
+	int32_t handles[SVSM_MESSAGE_HANDLES];
+	uint32_t reserved; /* 0 */
+};
+
+#define SVSM_READY_READABLE 1u /* a message, a client or a call of the guest waits */
+#define SVSM_READY_WRITABLE 2u /* a message of any size has room */
+#define SVSM_READY_SIGNALED 4u
+#define SVSM_READY_CLOSED 8u /* the other end is gone */
+
+struct svsm_wait_item {
+	int32_t handle;
+	uint32_t wanted; /* SVSM_READY_* */
+	uint32_t ready; /* those of them that are so, and SVSM_READY_CLOSED */
+	uint32_t reserved; /* 0 */
+};
+
+/* A call of the guest, and the answer. */
+struct svsm_request {
+	uint32_t size; /* of this structure */
+	uint32_t call; /* RAX[31:0] */
+	uint64_t token;
+	uint64_t rcx, rdx, r8, r9;
+	uint32_t apic_id; /* of the vCPU that calls */
+	uint32_t vmpl;
+};
+
+struct svsm_answer {
+	uint32_t size; /* of this structure */
+	uint32_t flags; /* SVSM_ANSWER_* */
+	uint64_t token;
+	uint64_t rax, rcx, rdx, r8; /* what the guest gets */
+};
+
+#define SVSM_ANSWER_DEFAULT 1u /* let the SVSM serve the call, if it has such a protocol */
+
+/* Result codes of the SVSM's protocols (AMD 58019, section 5), for svsm_answer.rax. */
+#define SVSM_SUCCESS 0ul
+#define SVSM_ERR_INCOMPLETE 0x80000000ul
+#define SVSM_ERR_UNSUPPORTED_CALL 0x80000002ul
+#define SVSM_ERR_INVALID_ADDRESS 0x80000003ul
+#define SVSM_ERR_INVALID_FORMAT 0x80000004ul
+#define SVSM_ERR_INVALID_PARAMETER 0x80000005ul
+#define SVSM_ERR_INVALID_REQUEST 0x80000006ul
+#define SVSM_ERR_BUSY 0x80000007ul
+#define SVSM_ERR_PROTOCOL_BASE 0x80001000ul /* from here on the protocol's own */
+
 #define SVSM_NO_DEADLINE 0ul
 #define SVSM_POLL 1ul
 
@@ -51,6 +107,7 @@ struct svsm_batch_entry {
 #define PROT_READ 1
 #define PROT_WRITE 2
 #define PROT_EXEC 4
+#define MAP_SHARED 0x01
 #define MAP_PRIVATE 0x02
 #define MAP_FIXED 0x10
 #define MAP_ANONYMOUS 0x20

@@ -23,6 +23,14 @@ int printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int vsnprintf(char *buffer, size_t size, const char *format, va_list arguments);
 int snprintf(char *buffer, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* Messages of bytes alone; return the length that was received, or a negative error code. */
+long svsm_send_bytes(int channel, const void *data, size_t size);
+long svsm_receive_bytes(int channel, void *data, size_t room);
+long svsm_call_bytes(int channel, const void *request, size_t size, void *reply, size_t room);
+
+/* Now, in nanoseconds since the machine was switched on: what deadlines are given in. */
+unsigned long svsm_now(void);
+
 /* Writes where a condition failed, and ends with status 99. */
 _Noreturn void svsm_check_failed(const char *file, int line, const char *condition);
 #define CHECK(condition) \

@@ -33,6 +33,27 @@
 	X(svsm_set_priority, 0x100000002, "ii") \
 	X(svsm_set_affinity, 0x100000003, "ipi") \
 	X(svsm_task_info, 0x100000004, "ip") \
-	X(svsm_batch, 0x100000005, "pii")
+	X(svsm_batch, 0x100000005, "pii") \
+	X(svsm_channel_create, 0x200000000, "p") \
+	X(svsm_send, 0x200000001, "ipi") \
+	X(svsm_receive, 0x200000002, "ipi") \
+	X(svsm_call, 0x200000003, "ippi") \
+	X(svsm_reply, 0x200000004, "ip") \
+	X(svsm_reply_receive, 0x200000005, "ippi") \
+	X(svsm_event_create, 0x200000006, "i") \
+	X(svsm_event_signal, 0x200000007, "i") \
+	X(svsm_event_clear, 0x200000008, "i") \
+	X(svsm_wait_many, 0x200000009, "pii") \
+	X(svsm_memory_create, 0x20000000a, "i") \
+	X(svsm_duplicate, 0x20000000b, "i") \
+	X(svsm_service_register, 0x20000000c, "p") \
+	X(svsm_service_accept, 0x20000000d, "ii") \
+	X(svsm_service_connect, 0x20000000e, "pi") \
+	X(svsm_protocol_register, 0x300000000, "iii") \
+	X(svsm_protocol_receive, 0x300000001, "ipi") \
+	X(svsm_protocol_answer, 0x300000002, "ip") \
+	X(svsm_protocol_answer_receive, 0x300000003, "ippi") \
+	X(svsm_guest_read, 0x300000004, "iiipi") \
+	X(svsm_guest_write, 0x300000005, "iiipi")
 
 #endif
