@@ -56,6 +56,17 @@ static unsigned long bench_svsm(void)
 	return SVSM_CALLS;
 }
 
+static unsigned long bench_module(void)
+{
+	struct svsm_regs regs = { 0 };
+
+	if (!svsm.present || !svsm_query(SVSM_ECHO, 1))
+		return 0;
+	for (unsigned int i = 0; i < SVSM_CALLS; i++)
+		svsm_call(SVSM_ECHO, SVSM_ECHO_ROTATE, &regs);
+	return SVSM_CALLS;
+}
+
 static unsigned long bench_cpuid(void)
 {
 	for (unsigned int i = 0; i < CPUID_EXITS; i++)
@@ -76,7 +87,8 @@ static const struct benchmark {
 	unsigned long (*run)(void); /* returns how much work it was */
 } benchmarks[] = {
 	{ "alu", "instructions", bench_alu }, { "sha256", "bytes", bench_sha256 }, { "copy", "bytes", bench_copy },
-	{ "svsm", "calls", bench_svsm },      { "cpuid", "#VC", bench_cpuid },	   { "rdtsc", "reads", bench_rdtsc },
+	{ "svsm", "calls", bench_svsm },      { "module", "calls", bench_module }, { "cpuid", "#VC", bench_cpuid },
+	{ "rdtsc", "reads", bench_rdtsc },
 };
 
 bool bench(const char *name)

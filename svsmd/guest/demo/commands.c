@@ -82,7 +82,7 @@ static void command_svsm(int argc, char **argv)
 		const char *name;
 	} protocols[] = {
 		{ SVSM_CORE, "core" },	 { SVSM_ATTEST, "attestation" }, { SVSM_VTPM, "vTPM" },
-		{ SVSM_APIC, "APIC" }, { SVSM_UEFI_MM, "UEFI MM" },
+		{ SVSM_APIC, "APIC" }, { SVSM_UEFI_MM, "UEFI MM" },	 { SVSM_ECHO, "echo" },
 	};
 
 	(void)argc;
@@ -96,12 +96,31 @@ static void command_svsm(int argc, char **argv)
 	for (unsigned int i = 0; i < sizeof(protocols) / sizeof(*protocols); i++) {
 		uint64_t versions = svsm_query(protocols[i].number, 1);
 
-		print("  protocol %u, %s: ", protocols[i].number, protocols[i].name);
+		print("  protocol %x, %s: ", protocols[i].number, protocols[i].name);
 		if (versions)
 			print("versions %lu to %lu\n", versions & 0xffffffff, versions >> 32);
 		else
 			print("not offered\n");
 	}
+}
+
+static void command_call(int argc, char **argv)
+{
+	uint64_t values[6] = { 0 }, start, code;
+	struct svsm_regs regs;
+
+	for (int i = 1; i < argc; i++)
+		if (!number(argv[i], &values[i - 1]))
+			return;
+	if (!svsm.present) {
+		print("no SVSM: this is VMPL0\n");
+		return;
+	}
+	regs = (struct svsm_regs){ .rcx = values[2], .rdx = values[3], .r8 = values[4], .r9 = values[5] };
+	start = rdtsc();
+	code = svsm_call((uint32_t)values[0], (uint32_t)values[1], &regs);
+	print("%lx, %s: rcx %lx rdx %lx r8 %lx, %lu ticks\n", code, svsm_result_name(code), regs.rcx, regs.rdx, regs.r8,
+	      rdtsc() - start);
 }
 
 static void command_pvalidate(int argc, char **argv)
@@ -299,13 +318,14 @@ const struct command commands[] = {
 	{ "help", "", "this list; all numbers are hexadecimal", 0, 0, command_help },
 	{ "cpuid", "[LEAF [SUBLEAF]]", "one leaf, or all that the CPUID page has", 0, 2, command_cpuid },
 	{ "svsm", "", "the SVSM: where it is, what it offers", 0, 0, command_svsm },
+	{ "call", "PROTOCOL CALL [REGISTER...]", "call the SVSM: RCX, RDX, R8, R9", 2, 6, command_call },
 	{ "caa", "", "the calling area", 0, 0, command_caa },
 	{ "pvalidate", "GPA [rescind]", "validate or rescind a page", 1, 2, command_pvalidate },
 	{ "peek", "ADDRESS [SIZE]", "show memory", 1, 2, command_peek },
 	{ "poke", "ADDRESS VALUE", "write 8 bytes", 2, 2, command_poke },
 	{ "fault", "[NAME]", "provoke an exception, or list what there is", 0, 1, command_fault },
 	{ "vcpu", "", "start and stop a second CPU", 0, 0, command_vcpu },
-	{ "bench", "[NAME]", "alu, sha256, copy, svsm, cpuid, rdtsc", 0, 1, command_bench },
+	{ "bench", "[NAME]", "alu, sha256, copy, svsm, module, cpuid, rdtsc", 0, 1, command_bench },
 	{ "busy", "", "count until a key is pressed", 0, 0, command_busy },
 	{ "selftest", "[PREFIX]", "run the checks", 0, 1, command_selftest },
 	{ "off", "", "power off", 0, 0, command_off },

@@ -9,11 +9,13 @@
 #include "svsm.h"
 
 #define NO_SVSM "no SVSM"
+#define NO_ECHO "no module that echoes"
 #define UNKNOWN_PROTOCOL 0x1234
 #define UNKNOWN_CALL 0x99
 #define BEYOND_RAM 0x7ff0000000UL
 
 static uint8_t other_caa[PAGE_SIZE] __attribute__((aligned(4096)));
+static uint8_t module_pages[2 * PAGE_SIZE] __attribute__((aligned(4096)));
 
 SELFTEST(svsm_secrets, "svsm.secrets-page")
 {
@@ -249,4 +251,64 @@ SELFTEST(svsm_page_state, "svsm.page-state")
 	request.filled = 0;
 	regs = (struct svsm_regs){ .rcx = (uint64_t)&request };
 	EXPECT_EQ(svsm_call(SVSMD_PAGE_STATE, SVSMD_PAGE_STATE_BITS, &regs), SVSM_ERR_INVALID_ADDRESS);
+}
+
+SELFTEST(svsm_module, "svsm.module.call")
+{
+	struct svsm_regs regs = { .rcx = 1, .rdx = 2, .r8 = 3, .r9 = 4 };
+
+	NEED(svsm.present, NO_SVSM);
+	NEED(svsm_query(SVSM_ECHO, 1), NO_ECHO);
+	EXPECT_EQ(svsm_query(SVSM_ECHO, 1), 1UL << 32 | 1);
+	EXPECT_EQ(svsm_query(SVSM_ECHO, 2), 0);
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_ROTATE, &regs), SVSM_SUCCESS);
+	EXPECT_EQ(regs.rcx, 2);
+	EXPECT_EQ(regs.rdx, 3);
+	EXPECT_EQ(regs.r8, 4);
+	EXPECT_EQ(regs.r9, 4);
+	EXPECT_EQ(svsm_call(SVSM_ECHO, UNKNOWN_CALL, &regs), SVSM_ERR_UNSUPPORTED_CALL);
+}
+
+SELFTEST(svsm_module_memory, "svsm.module.guest-memory")
+{
+	/* Across the border of two pages of the guest. */
+	uint64_t where = (uint64_t)&module_pages[PAGE_SIZE - 3];
+	struct svsm_regs regs = { .rcx = where, .rdx = 6 };
+
+	NEED(svsm.present, NO_SVSM);
+	NEED(svsm_query(SVSM_ECHO, 1), NO_ECHO);
+	memcpy(&module_pages[PAGE_SIZE - 4], "<svsm!!>", 8);
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_REVERSE, &regs), SVSM_SUCCESS);
+	EXPECT(!memcmp(&module_pages[PAGE_SIZE - 4], "<!!msvs>", 8));
+	regs.rcx = svsm.base; /* the SVSM's own memory is no memory of ours */
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_REVERSE, &regs), SVSM_ERR_INVALID_ADDRESS);
+	regs.rcx = BEYOND_RAM;
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_REVERSE, &regs), SVSM_ERR_INVALID_ADDRESS);
+	regs.rcx = where | c_bit;
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_REVERSE, &regs), SVSM_ERR_INVALID_ADDRESS);
+	regs.rcx = ~0UL;
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_REVERSE, &regs), SVSM_ERR_INVALID_ADDRESS);
+}
+
+SELFTEST(svsm_module_incomplete, "svsm.module.incomplete")
+{
+	struct svsm_regs slow = { .rax = (uint64_t)SVSM_ECHO << 32 | SVSM_ECHO_DELAY, .rcx = 5000000 }, regs = slow;
+	unsigned int rounds = 0;
+
+	NEED(svsm.present, NO_SVSM);
+	NEED(svsm_query(SVSM_ECHO, 1), NO_ECHO);
+	while (svsm_call_once(&regs, SVSM_BY_GHCB) == SVSM_ERR_INCOMPLETE) {
+		EXPECT_EQ(regs.rcx, slow.rcx); /* ready to be made again */
+		regs = slow;
+		rounds++;
+		EXPECT_EQ(svsm_query(SVSM_CORE, 1), 1UL << 32 | 1); /* other protocols do not wait */
+	}
+	EXPECT_EQ(regs.rax, SVSM_SUCCESS);
+	EXPECT(rounds > 0);
+	/* A call that is given up is not what the next one gets. */
+	regs = slow;
+	EXPECT_EQ(svsm_call_once(&regs, SVSM_BY_GHCB), SVSM_ERR_INCOMPLETE);
+	regs = (struct svsm_regs){ .rdx = 7 };
+	EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_ROTATE, &regs), SVSM_SUCCESS);
+	EXPECT_EQ(regs.rcx, 7);
 }

@@ -17,6 +17,12 @@
 #define SVSMD_PAGE_STATE_QUERY 0
 #define SVSMD_PAGE_STATE_BITS 1
 #define SVSMD_PAGE_STATE_RUNS 2
+/* A private protocol that a module serves (svsmd/modules/echo). */
+#define SVSM_ECHO 0xc0010001
+
+#define SVSM_ECHO_ROTATE 0 /* RCX = RDX, RDX = R8, R8 = R9 */
+#define SVSM_ECHO_REVERSE 1 /* RDX bytes at GPA RCX */
+#define SVSM_ECHO_DELAY 2 /* RCX ns */
 
 #define SVSM_CORE_REMAP_CA 0
 #define SVSM_CORE_PVALIDATE 1
