@@ -12,6 +12,8 @@
 #define ONE_CPU "one CPU"
 #define UNKNOWN_APIC_ID 0x7777
 #define BEYOND_RAM 0x7ff0000000UL
+#define ECHOES 50
+#define ECHO_TICKS 1000000000 /* more than these may take */
 #define IPI_TICKS 50000000 /* more than an interrupt may take */
 #define VMSA_VMPL 0x0ca
 #define VMSA_EFER 0x0d0
@@ -137,4 +139,29 @@ SELFTEST(vcpu_registered, "vcpu.registered-pages")
 	EXPECT_EQ(rescind_caa, SVSM_ERR_INVALID_ADDRESS);
 	EXPECT_EQ(twice, SVSM_ERR_INVALID_ADDRESS);
 	EXPECT_EQ(remap, SVSM_ERR_INVALID_ADDRESS);
+}
+
+SELFTEST(vcpu_module, "svsm.module.two-cpus")
+{
+	uint32_t apic_id = acpi_info.apic_id[1], before;
+	uint64_t end;
+
+	NEED(svsm.present, NO_SVSM);
+	NEED(acpi_info.cpus > 1, ONE_CPU);
+	NEED(svsm_query(SVSM_ECHO, 1), "no module that echoes");
+	EXPECT_EQ(smp_start(apic_id, false), SVSM_SUCCESS);
+	smp_report.echo = true;
+	end = rdtsc() + ECHO_TICKS;
+	for (uint64_t i = 0; i < ECHOES || (smp_report.echoes < ECHOES && rdtsc() < end); i++) {
+		struct svsm_regs regs = { .rdx = i, .r8 = 2 * i, .r9 = 3 * i };
+
+		EXPECT_EQ(svsm_call(SVSM_ECHO, SVSM_ECHO_ROTATE, &regs), SVSM_SUCCESS);
+		EXPECT_EQ(regs.rcx, i);
+		EXPECT_EQ(regs.rdx, 2 * i);
+		EXPECT_EQ(regs.r8, 3 * i);
+	}
+	before = smp_report.echoes;
+	EXPECT_EQ(smp_stop(apic_id), SVSM_SUCCESS);
+	EXPECT(before >= ECHOES);
+	EXPECT(!smp_report.wrong_echo);
 }

@@ -212,6 +212,16 @@ static void count_ipi(void)
 	smp_report.ipis++;
 }
 
+static void echo(uint64_t value)
+{
+	struct svsm_regs regs = { .rcx = 1, .rdx = value, .r8 = ~value };
+
+	if (svsm_call(SVSM_ECHO, SVSM_ECHO_ROTATE, &regs) == SVSM_SUCCESS && regs.rcx == value && regs.rdx == ~value)
+		smp_report.echoes++;
+	else
+		smp_report.wrong_echo = true;
+}
+
 /* The second CPU's whole life. */
 void __attribute__((noreturn)) ap_main(struct cpu *cpu);
 
@@ -235,6 +245,8 @@ void ap_main(struct cpu *cpu)
 	while (!smp_report.stop) {
 		smp_report.counter++;
 		cpu_pause();
+		if (smp_report.echo)
+			echo(smp_report.counter);
 		if (smp_report.halt) {
 			irq_disable();
 			smp_report.halted = true;

@@ -18,6 +18,9 @@ struct smp_report {
 	volatile bool running;
 	volatile bool halt; /* we ask it to halt until an interrupt comes */
 	volatile bool halted; /* it is about to */
+	volatile bool echo; /* we ask it to call the echoing module again and again */
+	volatile uint32_t echoes; /* right answers that it got */
+	volatile bool wrong_echo; /* it got another one */
 	volatile bool stop; /* we ask it to come to rest */
 	volatile bool parked; /* it has */
 };
