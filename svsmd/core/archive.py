@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import tarfile
 from typing import NamedTuple
 
 from svsmd.core.access import load_own
@@ -39,8 +40,6 @@ class Archive:
         self._directories = {"/"}
         if not nbytes:
             return
-        import tarfile  # an SVSM without modules starts sooner
-
         try:
             self._read_index(load_own(cpu, gpa, nbytes))
         except (tarfile.TarError, ValueError, OverflowError) as error:
