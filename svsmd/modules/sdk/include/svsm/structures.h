@@ -15,7 +15,7 @@
 
 struct svsm_spawn {
 	uint32_t size; /* of this structure */
-	uint32_t pages; /* memory that the program may use, 4 KiB each; not more than its parent */
+	uint32_t pages; /* memory that the program may use, 4 KiB each, page tables included; not more than its parent */
 	uint32_t children; /* programs that it may have running */
 	uint32_t capabilities; /* SVSM_CAP_*, of those that the parent has */
 	uint64_t reserved; /* 0 */
