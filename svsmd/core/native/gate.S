@@ -41,6 +41,7 @@ svsm_gate_action:
 	shlq	$32, %rdx
 	orq	%rdx, %rax
 	movl	$SVSM_GATE_FROM_VMGEXIT, %ebx
+	xorl	%ebp, %ebp /* who has come from CPL 3 last is not on the way to here any more */
 	jmp	svsm_gate_loop
 
 1:	cmpq	$SVSM_GATE_START, %rbx
@@ -61,6 +62,7 @@ svsm_gate_action:
 	cli
 2:	xorl	%eax, %eax
 	xchgq	%rax, %gs:SVSM_CPU_INTERRUPTED
+	xorl	%ebp, %ebp
 	movl	$SVSM_GATE_FROM_LOOP, %ebx
 	jmp	svsm_gate_loop
 

@@ -236,6 +236,8 @@ class Scheduler:
 
     def _wake_resumed(self, cpu: PerCpu, state: _CpuState) -> None:
         """A CPU that is never idle lets those look now and then who wait for the host."""
+        if not len(state.ready):
+            return  # it is about to be idle
         now = cpu.port.rdtsc()
         if now - state.asked >= TIME_SLICE:
             state.asked = now
