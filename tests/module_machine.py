@@ -11,7 +11,8 @@ from typing import Final
 
 from svsmd.config import MIB, MachineConfig
 from svsmd.machine import Machine, build_machine
-from svsmd.slice_end import Ended, Idle, Stopped
+from svsmd.slice_end import DebugEvent, Ended, Idle, Stopped
+from svsmd.snp.exits import DebugReason
 from tools.make_archive import make_archive
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -95,7 +96,7 @@ class ModuleMachine:
                     assert not missing, f"idle without {missing}:\n{self.svsm.decode()}"
                 case Idle(int() as deadline):
                     self.machine.skip_idle(max(0, deadline - self.machine.clock_now))
-                case Stopped():
+                case Stopped() | DebugEvent(_, DebugReason.PANIC):
                     pass
                 case other:
                     raise AssertionError(f"unexpected {other}")

@@ -225,6 +225,7 @@ def _make_tables(
     yield StartCpu(area.cr3, cr4)
     area.enter(cpu)
     area.map_ghcb(cpu, kernel.ghcb)
+    area.set_user_ghcb(cpu, kernel.ghcb)
     cpu.ghcb = kernel.ghcb
     pages.release(cpu, kernel.page_tables.pages)
     return maps
