@@ -24,8 +24,6 @@ $(MADE): pyproject.toml tools/make_env.py
 # bytecode; half of svsmd's start is compiling it.
 images: $(MADE)
 	@$(BIN)/python tools/build_images.py
-	@$(MAKE) -s -C svsmd/modules
-	@$(BIN)/python tools/make_archive.py svsmd/images/modules.tar svsmd/modules/archive svsmd/modules/build/*
 	@$(BIN)/python -m compileall -q svsmd
 
 run: env
@@ -65,5 +63,5 @@ bench: env
 
 clean:
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -rf .import_linter_cache svsmd/images/*.elf svsmd/snp/native/*.so
+	rm -rf .import_linter_cache svsmd/images/*.elf svsmd/images/*.tar svsmd/*/native/*.so
 	find svsmd tests tools -name __pycache__ -type d -exec rm -rf {} +

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Build what svsmd has in native code: the guest images, and the twins of hot paths.
+"""Build what svsmd has in native code: images, the archive of modules, the twins of hot paths.
 
-    python tools/build_images.py [--cc CC] [demo] [stages] [svsm] [accel] [port_cells]
+    python tools/build_images.py [--cc CC] [demo] [stages] [svsm] [modules] [accel] [port_cells]
 
 Same sources and same compiler give the same bytes: no build id, no dates, no paths of this machine.
 A target that is newer than all its sources is left alone.
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+# This runs by its path too, with nothing of the source tree in sys.path.
+sys.path.insert(0, str(ROOT))
+from tools.make_archive import collect, make_archive  # noqa: E402
 
 # Guest code runs without an operating system, without a red zone (interrupts use its stack) and
 # with general registers only (nobody saves the others for it).
@@ -148,7 +151,12 @@ LIBRARIES: Final = {
 }
 """Native twins of hot paths: target, and the first of the sources in a directory of its own; the
 library has its name, and lies beside it."""
-TARGETS: Final = (*(image.name for image in IMAGES), *LIBRARIES)
+MODULES: Final = "svsmd/modules"
+ARCHIVE: Final = ROOT / "svsmd" / "images" / "modules.tar"
+"""All modules with their configuration, as the SVSM gets them."""
+TARGETS: Final = (*(image.name for image in IMAGES), "modules", *LIBRARIES)
+OUTPUTS: Final = (*(image.output for image in IMAGES), ARCHIVE)
+"""What svsmd cannot do without."""
 
 
 def find_compiler(cc: str | None = None) -> list[str]:
@@ -211,6 +219,25 @@ def build_image(image: Image, compiler: Sequence[str], output: Path | None = Non
     return target
 
 
+def archive_inputs() -> list[Path]:
+    """All that the archive depends on."""
+    kinds = ("Makefile", "*.[chS]", "archive/**/*")
+    return [path for kind in kinds for path in (ROOT / MODULES).rglob(kind) if path.is_file()]
+
+
+def build_archive(compiler: Sequence[str], output: Path = ARCHIVE) -> Path:
+    """Compile all modules, by the Makefile of their SDK, and pack them; returns the path."""
+    if shutil.which("make") is None:
+        raise BuildError("make is not found (apt install make)")
+    with tempfile.TemporaryDirectory(prefix="svsmd-build-") as scratch:
+        build = Path(scratch) / "bin"
+        run(["make", "-s", "-C", MODULES, f"BUILD={build}", f"CC={shlex.join(compiler)}"])
+        made = Path(scratch) / output.name
+        made.write_bytes(make_archive(collect(ROOT / MODULES / "archive", build.iterdir())))
+        install(made, output)
+    return output
+
+
 def library_sources(source: Path) -> list[Path]:
     """All that is compiled into the library of which this is the first source."""
     return [source, *sorted(path for path in source.parent.glob("*.c") if path != source)]
@@ -243,6 +270,8 @@ def build(targets: Iterable[str] = TARGETS, cc: str | None = None) -> list[Path]
     for image in IMAGES:
         if image.name in wanted and not is_current(image.output, image.inputs()):
             made.append(build_image(image, find_compiler(cc)))
+    if "modules" in wanted and not is_current(ARCHIVE, archive_inputs()):
+        made.append(build_archive(find_compiler(cc)))
     for name, source in LIBRARIES.items():
         inputs = [*library_sources(source), *source.parent.glob("*.h")]
         if name in wanted and not is_current(source.with_suffix(".so"), inputs):

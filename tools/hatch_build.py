@@ -29,7 +29,7 @@ class ImagesBuildHook(BuildHookInterface[Any]):
         try:
             build_images.build()
         except build_images.BuildError as error:
-            missing = [image.output for image in build_images.IMAGES if not image.output.is_file()]
+            missing = [path for path in build_images.OUTPUTS if not path.is_file()]
             if missing:
                 raise SystemExit(
                     f"svsmd: {error}; not built: {', '.join(path.name for path in missing)}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -30,19 +30,23 @@ def make_archive(files: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def collect(directory: Path, programs: Iterable[Path]) -> dict[str, bytes]:
+    """The files below `directory`, and the programs in /bin, by their paths in the archive."""
+    files = {
+        f"/{path.relative_to(directory)}": path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+    return files | {f"/bin/{path.name}": path.read_bytes() for path in programs}
+
+
 def main(arguments: list[str]) -> int:
     """Exit code of the program."""
     if len(arguments) < 2:
         print(__doc__, file=sys.stderr)
         return 2
     output, directory, *programs = map(Path, arguments)
-    files = {
-        f"/{path.relative_to(directory)}": path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
-    files |= {f"/bin/{path.name}": path.read_bytes() for path in programs}
-    output.write_bytes(make_archive(files))
+    output.write_bytes(make_archive(collect(directory, programs)))
     return 0
 
 

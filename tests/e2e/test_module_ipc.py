@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.module_machine import modules
 from tests.svsmd_process import SvsmdProcess
 from tools.make_archive import make_archive
 
 pytestmark = pytest.mark.e2e
 
 Start = Callable[..., SvsmdProcess]
-BUILD = Path(__file__).resolve().parents[2] / "svsmd" / "modules" / "build"
 ECHO = """
 [[program]]
 path = "/bin/echo"
@@ -36,7 +36,7 @@ def archive(tmp_path: Path) -> Callable[[str], Path]:
     """An archive with a configuration and the programs that it may start."""
 
     def write(configuration: str) -> Path:
-        files = {f"/bin/{name}": (BUILD / name).read_bytes() for name in ("echo", "pingpong")}
+        files = {f"/bin/{name}": modules()[name] for name in ("echo", "pingpong")}
         path = tmp_path / "modules.tar"
         path.write_bytes(make_archive({"/svsm.toml": configuration.encode(), **files}))
         return path

@@ -194,6 +194,18 @@ def test_build_repeats_itself_without_a_warning(
     assert capfd.readouterr().err == ""
 
 
+@needs_compiler
+def test_archive_repeats_itself_without_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    compiler = build_images.find_compiler()
+    again = build_images.build_archive(compiler, tmp_path / "modules.tar").read_bytes()
+    assert again == build_images.ARCHIVE.read_bytes()
+    # It is measured at launch: where it was built is no part of it.
+    assert str(build_images.ROOT).encode() not in again
+    assert capfd.readouterr().err == ""
+
+
 def test_missing_compiler_is_one_clear_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
