@@ -16,7 +16,6 @@ from typing import Final, Never
 
 from svsmd.core.access import load_own, store_own
 from svsmd.core.archive import Archive
-from svsmd.core.backtrace.exception_frame import vector_name
 from svsmd.core.backtrace.symbols import Symbols
 from svsmd.core.boot import (
     TOO_SMALL,
@@ -48,6 +47,7 @@ from svsmd.core.syscalls.setup import make_processes
 from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.interrupts import ApicInterrupts
 from svsmd.core.tasks.scheduler import Scheduler
+from svsmd.core.trap_frame import vector_name
 from svsmd.snp.types import PAGE_SIZE
 
 MAX_LATER_EXCEPTIONS: Final = 4

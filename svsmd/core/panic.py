@@ -16,13 +16,14 @@ from typing import Final
 
 from svsmd.core import costs
 from svsmd.core.backtrace import handler_frames
-from svsmd.core.backtrace.exception_frame import ExceptionFrame, Read, vector_name
+from svsmd.core.backtrace.exception_frame import Read, load_frame
 from svsmd.core.backtrace.frames import Backtrace
 from svsmd.core.backtrace.unwinder import Lookup, unwind
 from svsmd.core.gate import Gate, SvsmPanic
 from svsmd.core.locks import Deadlock
 from svsmd.core.percpu import PerCpu
 from svsmd.core.port import GateCall
+from svsmd.core.trap_frame import vector_name
 from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, NestedFault, Vector
 
 _NO_FRAMES: Final = Backtrace()
@@ -97,14 +98,14 @@ def report(
 
 
 def _registers(read: Read, cause: Cause) -> list[str]:
-    saved = ExceptionFrame.load(read, cause.frame)
+    saved = load_frame(read, cause.frame)
     if saved is None:
         return [f"there are no saved registers at {cause.frame:#x}"]
     has_address = cause.vector == Vector.PF or (
         cause.vector == Vector.VC and saved.error_code == PAGE_NOT_VALIDATED
     )
     cr2 = f", CR2 {cause.cr2:#x}" if has_address else ""
-    return [f"{saved}{cr2}", saved.registers()]
+    return [f"{saved}{cr2}", saved.summary()]
 
 
 def _state(cpu: PerCpu, gate: Gate) -> str:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The frame that the native stub makes of CPL 3 code, and restores it from.
+"""The frame that native code makes on an exception or a system call, and restores CPL 3 code from.
 
-Spec: none of AMD's; the layout is that of `svsmd/core/native/gate.S`. What IRETQ refuses: 24594,
-IRET; canonical addresses: 24593, 1.1.3.
+Spec: 24593, 8.9.3 (what the CPU pushes) and 8.2 (vectors); the rest of the layout is that of
+`svsmd/core/native/gate.S`. What IRETQ refuses: 24594, IRET; canonical addresses: 24593, 1.1.3.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Final, Self
 
 USER_CS: Final = 0x33
@@ -26,6 +27,9 @@ _EXCEPTIONS: Final = {
     19: "#XF", 21: "#CP", 28: "#HV", 29: "#VC", 30: "#SX",
 }  # fmt: skip
 """24593, table 8-1."""
+_ERROR_CODES: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
+_FIRST_INTERRUPT: Final = 32
+_VECTORS: Final = 256
 
 USER_TOP: Final = 1 << 47
 """First address that is not of CPL 3: the end of the lower canonical half."""
@@ -42,7 +46,7 @@ FRAME_SIZE: Final = _FRAME.size
 
 @dataclass(slots=True)
 class TrapFrame:
-    """Registers of CPL 3 code, in the order of memory."""
+    """Registers in the order of memory, 8 bytes each; by default those of CPL 3 code."""
 
     r15: int = 0
     r14: int = 0
@@ -76,9 +80,32 @@ class TrapFrame:
         """`FRAME_SIZE` bytes that IRETQ takes to CPL 3 without a fault, whatever the fields are."""
         self.cs, self.ss = USER_CS, USER_DS
         self.rflags = self.rflags & _RFLAGS_OF_USER | RFLAGS_RESERVED_ONE | RFLAGS_IF
-        return _FRAME.pack(*astuple(self))
+        return _FRAME.pack(*_registers(self))
+
+    @property
+    def user(self) -> bool:
+        """Whether it came from CPL 3."""
+        return self.cs & 3 == 3
+
+    def __str__(self) -> str:
+        name = vector_name(self.vector)
+        return f"{name}, error {self.error_code:#x}" if self.vector in _ERROR_CODES else name
+
+    def summary(self) -> str:
+        """One line without the general registers: those may hold somebody's data."""
+        return (
+            f"RIP {self.rip:#x} CS {self.cs:#x} RFLAGS {self.rflags:#x} "
+            f"RSP {self.rsp:#x} SS {self.ss:#x} RBP {self.rbp:#x}"
+        )
 
 
-def exception_name(vector: int) -> str:
-    """The mnemonic of an exception."""
-    return _EXCEPTIONS.get(vector, f"vector {vector}")
+_registers: Final = attrgetter(*(field.name for field in fields(TrapFrame)))
+
+
+def vector_name(vector: int) -> str:
+    """The manual's name of an exception, such as "#PF"."""
+    if vector == VECTOR_SYSCALL:
+        return "SYSCALL"
+    if _FIRST_INTERRUPT <= vector < _VECTORS:
+        return f"interrupt {vector:#x}"
+    return _EXCEPTIONS.get(vector, f"vector {vector:#x}")

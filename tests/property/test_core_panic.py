@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svsmd.config import MIB, MachineConfig
-from svsmd.core.backtrace.exception_frame import ExceptionFrame
+from svsmd.core.backtrace.exception_frame import load_frame
 from svsmd.core.backtrace.frames import MAX_FRAMES
 from svsmd.core.backtrace.symbols import Symbols
 from svsmd.core.backtrace.unwinder import unwind
 from svsmd.core.gate import GateAction
 from svsmd.core.port import IMAGE_MAP, PRIVATE_MAP
+from svsmd.core.trap_frame import FRAME_SIZE
 from svsmd.errors import ExitCode
 from svsmd.host.layout import SvsmRegion
 from svsmd.images import image_path
@@ -85,8 +86,8 @@ def test_unwinding_anything_ends(stack: list[int], rip: int, rbp: int, rsp: int)
     trace = unwind(read, rip, rbp, rsp, kernel=_symbols().lookup)
     assert 1 <= len(trace.frames) <= MAX_FRAMES
     exact = {rip}
-    for offset in range(max(0, len(data) - 8 * len(ExceptionFrame._fields)) + 1):
-        frame = ExceptionFrame.load(read, STACK + offset)
+    for offset in range(max(0, len(data) - FRAME_SIZE) + 1):
+        frame = load_frame(read, STACK + offset)
         if frame is not None:
             exact.add(frame.rip)
     for shown in trace.frames:

@@ -6,20 +6,16 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Generator
+from dataclasses import fields
 
 import pytest
 
 from svsmd.core.backtrace import handler_frames
-from svsmd.core.backtrace.exception_frame import (
-    FRAME_SIZE,
-    SYSTEM_CALL_VECTOR,
-    ExceptionFrame,
-    vector_name,
-)
 from svsmd.core.backtrace.frames import MAX_FRAMES, Backtrace, Frame, FrameKind, Location
 from svsmd.core.backtrace.symbols import MAX_NAME, Symbols
 from svsmd.core.backtrace.unwinder import FRAME_TAG, unwind
 from svsmd.core.port import IMAGE_MAP
+from svsmd.core.trap_frame import FRAME_SIZE, VECTOR_SYSCALL, TrapFrame, vector_name
 from svsmd.images import image_path
 
 TEXT = IMAGE_MAP + 0x1000
@@ -27,6 +23,7 @@ STACK = 0xFFFF_FF00_0001_0000
 USER_TEXT = 0x40_0000
 USER_STACK = 0x7FFF_0000
 
+REGISTERS = [field.name for field in fields(TrapFrame)]
 FUNCTIONS = {"outer": TEXT, "middle": TEXT + 0x100, "inner": TEXT + 0x200}
 MODULE = {"start": USER_TEXT, "work": USER_TEXT + 0x100}
 
@@ -66,7 +63,7 @@ class Memory:
 
     def put_frame(self, address: int, **registers: int) -> int:
         """Saved registers; returns what RBP is after that."""
-        values = dict.fromkeys(ExceptionFrame._fields, 0) | {"rflags": 2} | registers
+        values = dict.fromkeys(REGISTERS, 0) | {"rflags": 2} | registers
         self.put(address, *values.values())
         return address + FRAME_TAG
 
@@ -148,7 +145,7 @@ def test_exception_on_another_stack(memory: Memory) -> None:
 
 def test_system_call(memory: Memory) -> None:
     rbp = memory.put_frame(
-        STACK, vector=SYSTEM_CALL_VECTOR, rip=USER_TEXT + 0x120, cs=0x33, rbp=USER_STACK,
+        STACK, vector=VECTOR_SYSCALL, rip=USER_TEXT + 0x120, cs=0x33, rbp=USER_STACK,
         rsp=USER_STACK - 0x10,
     )  # fmt: skip
     memory.put(USER_STACK, 0, USER_TEXT + 0x10)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from svsmd.core.backtrace.exception_frame import SYSTEM_CALL_VECTOR
 from svsmd.core.backtrace.frames import Backtrace, Location
 from svsmd.core.backtrace.unwinder import unwind
+from svsmd.core.trap_frame import VECTOR_SYSCALL
 from svsmd.snp.exits import Hlt
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.types import C_BIT, PAGE_SIZE
@@ -74,7 +74,7 @@ def machine() -> BareMachine:
             push {USER_CS}
             push rcx
             push 0
-            push {SYSTEM_CALL_VECTOR}
+            push {VECTOR_SYSCALL}
             """ + SAVE + MARK + CALL.format(HIGH + SERVE),
         SERVE: FUNCTION + "sub rsp, 0x20\n" + CALL.format(HIGH + FAULT),
         # Before it has a frame of its own.

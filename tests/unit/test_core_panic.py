@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from svsmd.core import core as core_module
-from svsmd.core.backtrace.exception_frame import ExceptionFrame
 from svsmd.core.core import MAX_LATER_EXCEPTIONS
 from svsmd.core.gate import GateAction
 from svsmd.core.hypervisor import SVSM_REASON_SET, SvsmReason
 from svsmd.core.port import IMAGE_MAP, PRIVATE_MAP
+from svsmd.core.trap_frame import TrapFrame
 from svsmd.snp import ghcb_msr
 from svsmd.snp.rmp import RmpUpdate
 from svsmd.snp.types import PAGE_SIZE, Spa
@@ -18,6 +20,7 @@ from tests.fake_vmpl0 import GUEST_SECRETS, MIB, SVSM_BASE, SVSM_SECRETS, FakeGa
 
 FRAME = SVSM_BASE + 3 * MIB
 """Somewhere in the SVSM's region."""
+REGISTERS = [field.name for field in fields(TrapFrame)]
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def machine() -> FakeVmpl0:
 
 def exception(machine: FakeVmpl0, vcpu: int = 0, **registers: int) -> FakeGateCall:
     """The native part comes to svsm_exception_gate with these registers saved."""
-    values = dict.fromkeys(ExceptionFrame._fields, 0) | {"cs": 8, "ss": 16, "rflags": 2} | registers
+    values = dict.fromkeys(REGISTERS, 0) | {"cs": 8, "ss": 16, "rflags": 2} | registers
     machine.put(FRAME, b"".join(value.to_bytes(8, "little") for value in values.values()))
     call = machine.calls[vcpu]
     call.rax, call.rbx, call.rdi = 0xBAD_0000, values["vector"], PRIVATE_MAP + FRAME

@@ -24,9 +24,10 @@ import struct
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from svsmd.core.backtrace.exception_frame import SYSTEM_CALL_VECTOR, ExceptionFrame, Read
+from svsmd.core.backtrace.exception_frame import Read, load_frame
 from svsmd.core.backtrace.frames import MAX_FRAMES, Backtrace, Frame, FrameKind, Location
 from svsmd.core.port import IMAGE_MAP
+from svsmd.core.trap_frame import VECTOR_SYSCALL, TrapFrame
 
 Lookup: TypeAlias = Callable[[int], Location | None]
 """What is known of an address; None if there is no code."""
@@ -97,7 +98,7 @@ class _Walk:
                 if gva in seen:
                     return f"the saved registers at {gva:#x} lead to themselves"
                 seen.add(gva)
-                saved = ExceptionFrame.load(self._read, gva)
+                saved = load_frame(self._read, gva)
                 if saved is None:
                     return f"there are no saved registers at {gva:#x}"
                 self._add_entry(gva, saved)
@@ -148,9 +149,9 @@ class _Walk:
             )
         return location
 
-    def _add_entry(self, gva: int, saved: ExceptionFrame) -> None:
+    def _add_entry(self, gva: int, saved: TrapFrame) -> None:
         if len(self.frames) < MAX_FRAMES:
-            call = saved.vector == SYSTEM_CALL_VECTOR
+            call = saved.vector == VECTOR_SYSCALL
             kind = FrameKind.SYSTEM_CALL if call else FrameKind.EXCEPTION
             self.frames.append(Frame(kind, str(saved), gva))
 

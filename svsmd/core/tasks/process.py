@@ -52,7 +52,7 @@ from svsmd.core.trap_frame import (
     VECTOR_INTERRUPT,
     VECTOR_SYSCALL,
     TrapFrame,
-    exception_name,
+    vector_name,
 )
 from svsmd.snp.types import PAGE_SIZE
 
@@ -318,7 +318,7 @@ class Process:
             cpu.port.charge(costs.SYSTEM_CALL)
             self._serve_cpuid(cpu, frame)
         elif vector not in _OF_THE_HOST:
-            self._kill(frame, f"{exception_name(vector)}, error code {frame.error_code:#x}")
+            self._kill(frame, f"{vector_name(vector)}, error code {frame.error_code:#x}")
 
     def _serve_fault(self, cpu: PerCpu, frame: TrapFrame) -> None:
         address = cpu.port.read_cr2()
