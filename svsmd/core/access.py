@@ -115,6 +115,7 @@ def _load(cpu: PerCpu, gpa: int, nbytes: int, shared: bool) -> Handler[bytes]:
     window = _window(cpu, gpa, nbytes, shared)
     if window is not None:
         gva = window.gva + gpa - window.start
+        # _retry() written out, here and in _store(): most accesses come this way.
         while True:
             try:
                 return cpu.port.read(gva, nbytes)

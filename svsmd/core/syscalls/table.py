@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Final
 
 from svsmd.core.tasks.errno import Errno
@@ -50,25 +51,17 @@ class SystemCallInfo:
         return self.cls << CLASS_SHIFT | self.index
 
 
-def _posix(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> SystemCallInfo:
-    return SystemCallInfo(SyscallClass.POSIX, index, name, _split(arguments), doc, errors)
+def _call(
+    cls: SyscallClass, index: int, name: str, arguments: str, doc: str, *errors: Errno
+) -> SystemCallInfo:
+    parts = tuple(part.strip() for part in arguments.split(",") if part.strip())
+    return SystemCallInfo(cls, index, name, parts, doc, errors)
 
 
-def _task(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> SystemCallInfo:
-    return SystemCallInfo(SyscallClass.TASK, index, name, _split(arguments), doc, errors)
-
-
-def _ipc(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> SystemCallInfo:
-    return SystemCallInfo(SyscallClass.IPC, index, name, _split(arguments), doc, errors)
-
-
-def _protocol(index: int, name: str, arguments: str, doc: str, *errors: Errno) -> SystemCallInfo:
-    return SystemCallInfo(SyscallClass.PROTOCOL, index, name, _split(arguments), doc, errors)
-
-
-def _split(arguments: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in arguments.split(",") if part.strip())
-
+_posix = partial(_call, SyscallClass.POSIX)
+_task = partial(_call, SyscallClass.TASK)
+_ipc = partial(_call, SyscallClass.IPC)
+_protocol = partial(_call, SyscallClass.PROTOCOL)
 
 E = Errno
 
