@@ -23,6 +23,9 @@ from svsmd.snp.types import HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize
 
 CONTROL: Final = PERCPU_MAP
 """One page: self pointer, GDT, TSS. The CPU's GS base (SVSM_PERCPU_MAP)."""
+FPU: Final = CONTROL + 0x20
+"""FXSAVE area (SVSM_CPU_FPU)."""
+FPU_SIZE: Final = 512
 GHCB_GPA: Final = CONTROL + 0x2C0
 """GPA of the GHCB page, for the native code (SVSM_CPU_GHCB_GPA)."""
 IST_STACK: Final = range(PERCPU_MAP + 0x2000, PERCPU_MAP + 0x3000)

@@ -10,6 +10,7 @@ import struct
 from typing import Final
 
 from svsmd.core.gate import Handler
+from svsmd.core.ipc.objects import POLL
 from svsmd.core.syscalls.dispatch import Arguments, Dispatcher, Function, failed, signed
 from svsmd.core.syscalls.posix import read_path
 from svsmd.core.tasks.errno import CallFailed, Errno
@@ -27,7 +28,6 @@ BATCH_MAX: Final = 64
 BATCH_STOP_AT_ERROR: Final = 1
 POINTERS_MAX: Final = 256
 AFFINITY_BYTES_MAX: Final = 32
-DEADLINE_POLL: Final = 1
 
 _POINTER: Final = struct.Struct("<Q")
 _STATES: Final = {
@@ -84,8 +84,8 @@ class TaskCalls:
         ended, status = yield from self._processes.wait(
             process,
             signed(number, 32),
-            deadline if deadline > DEADLINE_POLL else None,
-            poll=deadline == DEADLINE_POLL,
+            deadline or None,
+            poll=deadline == POLL,
         )
         if status_at:
             process.space.write(process.cpu, status_at, status.to_bytes(4, "little"))

@@ -24,7 +24,7 @@ from svsmd.core import costs
 from svsmd.core.access import load_own, store_own
 from svsmd.core.gate import EnterUser, Handler, Reschedule
 from svsmd.core.memory import OutOfMemory, PageAllocator, SlabCache
-from svsmd.core.paging.cpu_area import CONTROL, STACK
+from svsmd.core.paging.cpu_area import FPU, FPU_SIZE, STACK
 from svsmd.core.percpu import PerCpu
 from svsmd.core.tasks.address_space import (
     STACK_LIMIT,
@@ -61,15 +61,12 @@ if TYPE_CHECKING:
 
 FRAME: Final = STACK.stop - FRAME_SIZE
 """GVA where code that comes from CPL 3 makes its frame."""
-_FPU: Final = CONTROL + 0x20
-"""FXSAVE area of a CPU (SVSM_CPU_FPU)."""
-_FPU_SIZE: Final = 512
 STATE_SIZE: Final = 704
 """Bytes of a saved program: FXSAVE area, frame, FS base, padding to 64."""
 _LOW_32: Final = 0xFFFF_FFFF
 _FS_BASE: Final = struct.Struct("<Q")
 _INITIAL_FPU: Final = struct.pack("<HHBBHQQI", 0x37F, 0, 0, 0, 0, 0, 0, 0x1F80).ljust(
-    _FPU_SIZE, b"\0"
+    FPU_SIZE, b"\0"
 )
 """As FINIT and reset leave it: FCW 0x37F, MXCSR 0x1F80."""
 
@@ -280,7 +277,7 @@ class Process:
                 yield from self._serve(frame)
                 if self._loaded is None:
                     # It gave the CPU up meanwhile; the result of the call has come since.
-                    store_own(self.cpu, self._state + _FPU_SIZE, frame.pack())
+                    store_own(self.cpu, self._state + FPU_SIZE, frame.pack())
         except TaskKilled:
             self._exit_status = KILLED
         return self._end(self._exit_status)
@@ -363,9 +360,9 @@ class Process:
     # CPU state -------------------------------------------------------------------------------
 
     def _load(self, cpu: PerCpu) -> None:
-        raw = load_own(cpu, self._state, _FPU_SIZE + FRAME_SIZE + _FS_BASE.size)
-        cpu.port.write(_FPU, raw[:_FPU_SIZE])
-        self._frame = TrapFrame.unpack(raw[_FPU_SIZE : _FPU_SIZE + FRAME_SIZE])
+        raw = load_own(cpu, self._state, FPU_SIZE + FRAME_SIZE + _FS_BASE.size)
+        cpu.port.write(FPU, raw[:FPU_SIZE])
+        self._frame = TrapFrame.unpack(raw[FPU_SIZE : FPU_SIZE + FRAME_SIZE])
         cpu.switch_user(self.space.table)
         self._loaded = cpu
 
@@ -373,7 +370,7 @@ class Process:
         """Give the CPU up: save all registers, and take the user half out of its address space."""
         cpu = self._loaded
         if cpu is not None:
-            fpu = cpu.port.read(_FPU, _FPU_SIZE)
+            fpu = cpu.port.read(FPU, FPU_SIZE)
             store_own(cpu, self._state, fpu + self._frame.pack() + _FS_BASE.pack(self.fs_base))
             cpu.switch_user(None)
             self._loaded = None
