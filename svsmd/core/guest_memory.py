@@ -108,10 +108,6 @@ class GuestMemory:
         """The world whose VMSA lies at this GPA, or None."""
         return self._worlds.get(Gpa(vmsa))
 
-    def is_vmsa(self, gpa: int) -> bool:
-        """Whether the page at `gpa` is a registered VMSA."""
-        return gpa in self._worlds
-
     def caa_owner(self, gpa: int) -> int | None:
         """APIC id of the vCPU whose registered calling area lies at `gpa`, or None."""
         for world in self._worlds.values():

@@ -219,12 +219,6 @@ class Vmpl0Port:
         """RDRAND of 64 bits."""
         return self._p.random(8)
 
-    def exchange_byte(self, gva: int, value: int) -> int:
-        """XCHG of one byte; returns the old one."""
-        old = self.read(gva, 1)[0]
-        self.write(gva, bytes([value]))
-        return old
-
     def zero(self, gva: int, n: int) -> None:
         """Clears `n` bytes; raises as read(), with what lies before the fault cleared.
 

@@ -17,7 +17,6 @@ from svsmd.core.tasks.process import Process
 from svsmd.core.trap_frame import TrapFrame
 
 _U64: Final = (1 << 64) - 1
-_SIGN: Final = 1 << 63
 
 Arguments: TypeAlias = tuple[int, int, int, int, int, int]
 """RDI, RSI, RDX, R10, R8, R9, unsigned."""

@@ -63,10 +63,6 @@ class ProcessTable:
         if process is not None:
             process.leave()
 
-    def of_task(self, task: Task | None) -> Process | None:
-        """The process that a task runs, None for a kernel thread."""
-        return None if task is None else self._processes.get(task)
-
     # Starting --------------------------------------------------------------------------------
 
     def read_program(self, cpu: PerCpu, path: str) -> bytes:

@@ -164,7 +164,13 @@ class Scheduler:
 
     def set_priority(self, task: Task, priority: Priority) -> None:
         """Put a task into another class."""
-        self._requeue(task, lambda: setattr(task, "priority", priority))
+        if task.state is not TaskState.READY:
+            task.priority = priority
+            return
+        queue = self._cpus[task.run_on].ready
+        queue.remove(task)
+        task.priority = priority
+        queue.append(task)
 
     def set_affinity(self, cpu: PerCpu, task: Task, affinity: frozenset[int] | None) -> None:
         """Let a task run on these CPUs only, from its next turn on; ValueError as `start`."""
@@ -174,15 +180,6 @@ class Scheduler:
         if task.state is TaskState.READY and not task.may_run_on(task.run_on):
             self._cpus[task.run_on].ready.remove(task)
             self._make_ready(cpu, task)
-
-    def _requeue(self, task: Task, change: Callable[[], None]) -> None:
-        queue = self._cpus[task.run_on].ready
-        if task.state is not TaskState.READY:
-            change()
-            return
-        queue.remove(task)
-        change()
-        queue.append(task)
 
     def _wake(self, cpu: PerCpu, task: Task, value: int) -> bool:
         if task.state is not TaskState.BLOCKED:
@@ -325,11 +322,11 @@ class Scheduler:
                         break
                     case Reschedule():
                         self._leave(cpu, task)
-                        task.state = TaskState.READY
                         state.gave_way = task if task.gives_way else None
-                        state.ready.append(task)
-                        if not task.may_run_on(cpu.apic_id):
-                            state.ready.remove(task)
+                        if task.may_run_on(cpu.apic_id):
+                            task.state = TaskState.READY
+                            state.ready.append(task)
+                        else:
                             self._make_ready(cpu, task)
                         break
                     case EnterUser():
