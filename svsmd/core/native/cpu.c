@@ -9,7 +9,6 @@
 #define TYPE_TSS64 0x89ULL
 #define DESCRIPTOR_USER_DATA 0x00cff3000000ffff
 #define DESCRIPTOR_USER_CODE64 0x00affb000000ffff
-#define GATE_INTERRUPT 0x8e
 
 #define MSR_EFER 0xc0000080
 #define MSR_STAR 0xc0000081
@@ -25,11 +24,6 @@
 #define VECTOR_MC 18
 #define VECTOR_HV 28
 #define VECTOR_VC 29
-
-struct table_register {
-	uint16_t limit;
-	uint64_t base;
-} __attribute__((packed));
 
 struct svsm_boot_area svsm_boot_cpu __attribute__((aligned(4096)));
 struct idt_gate svsm_idt[SVSM_VECTORS] __attribute__((aligned(16)));
@@ -63,18 +57,8 @@ static uint8_t ist_of(unsigned int vector)
 /* Fills the one IDT; called once, by the boot CPU. */
 void svsm_idt_init(void)
 {
-	for (unsigned int vector = 0; vector < SVSM_VECTORS; vector++) {
-		uint64_t entry = entry_of(vector);
-
-		svsm_idt[vector] = (struct idt_gate){
-			.offset_low = (uint16_t)entry,
-			.selector = SVSM_CS,
-			.ist = ist_of(vector),
-			.type = GATE_INTERRUPT,
-			.offset_middle = (uint16_t)(entry >> 16),
-			.offset_high = (uint32_t)(entry >> 32),
-		};
-	}
+	for (unsigned int vector = 0; vector < SVSM_VECTORS; vector++)
+		svsm_idt[vector] = interrupt_gate(entry_of(vector), SVSM_CS, ist_of(vector));
 }
 
 /* Makes GDT and TSS in `cpu` and loads them with the IDT. The caller reloads CS. */

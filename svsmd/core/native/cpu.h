@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "descriptors.h"
 #include "layout.h"
 
 /* 64-bit task state segment (24593, 12.2.5): the stacks that exceptions switch to. */
@@ -49,17 +50,6 @@ struct svsm_boot_area {
 
 _Static_assert(offsetof(struct svsm_boot_area, stack) == SVSM_BOOT_IST_TOP, "layout.h");
 _Static_assert(sizeof(struct svsm_boot_area) == SVSM_BOOT_STACK_TOP, "layout.h");
-
-/* Interrupt gate (24593, 4.8.4). */
-struct idt_gate {
-	uint16_t offset_low;
-	uint16_t selector;
-	uint8_t ist;
-	uint8_t type;
-	uint16_t offset_middle;
-	uint32_t offset_high;
-	uint32_t reserved;
-};
 
 #define SVSM_EXCEPTIONS 32
 #define SVSM_VECTORS 256

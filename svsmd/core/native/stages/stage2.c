@@ -8,20 +8,9 @@
  *
  * Whatever is not as it has to be is the end: panic() says why and terminates with a code of ours.
  */
+#include "descriptors.h"
 #include "stages.h"
 
-/* Interrupt gate (24593, 4.8.4). */
-struct idt_gate {
-	uint16_t offset_low;
-	uint16_t selector;
-	uint8_t ist;
-	uint8_t type;
-	uint16_t offset_middle;
-	uint32_t offset_high;
-	uint32_t reserved;
-};
-
-#define GATE_INTERRUPT 0x8e
 #define KIB 1024
 
 static struct idt_gate idt[STAGE2_VECTORS] __attribute__((aligned(16)));
@@ -34,21 +23,12 @@ struct heap {
 
 static void load_idt(void)
 {
-	struct {
-		uint16_t limit;
-		uint64_t base;
-	} __attribute__((packed)) idtr = { sizeof(idt) - 1, (uint64_t)idt };
+	struct table_register idtr = { sizeof(idt) - 1, (uint64_t)idt };
 
 	for (unsigned int vector = 0; vector < STAGE2_VECTORS; vector++) {
 		uint64_t entry = (uint64_t)stage2_vectors + vector * STAGE2_VECTOR_SIZE;
 
-		idt[vector] = (struct idt_gate){
-			.offset_low = (uint16_t)entry,
-			.selector = STAGE_CS64,
-			.type = GATE_INTERRUPT,
-			.offset_middle = (uint16_t)(entry >> 16),
-			.offset_high = (uint32_t)(entry >> 32),
-		};
+		idt[vector] = interrupt_gate(entry, STAGE_CS64, 0);
 	}
 	__asm__ volatile("lidt %0" : : "m"(idtr));
 }
