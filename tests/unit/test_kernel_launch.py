@@ -2,9 +2,7 @@
 """The kernel-launch page: round trip, bad pages, and agreement with the C header."""
 
 import re
-import shutil
 import struct
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from svsmd.core.kernel_launch import (
     MemoryRange,
 )
 from svsmd.snp.types import PAGE_SIZE, Gpa
+from tests.c_values import c_values
 from tests.fake_vmpl0 import SVSM_BASE, SVSM_FREE, SVSM_HEAP, FakeVmpl0
 
 HEADER = Path(kernel_launch.__file__).with_name("native") / "kernel_launch.h"
@@ -36,25 +35,11 @@ def test_round_trip(launch: KernelLaunch) -> None:
 
 
 def test_c_side_has_the_same_layout(tmp_path: Path, launch: KernelLaunch) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    text = HEADER.read_text()
-    names = re.findall(r"\n\t(?:char|uint\d+_t|struct \w+) (\w+)", text)
+    names = re.findall(r"\n\t(?:char|uint\d+_t|struct \w+) (\w+)", HEADER.read_text())
     fields = names[names.index("magic") :]
-    source = tmp_path / "offsets.c"
-    source.write_text(
-        '#include <stdio.h>\n#include "kernel_launch.h"\nint main(void) {\n'
-        + "".join(
-            f'printf("{field} %zu\\n", offsetof(struct kernel_launch, {field}));\n'
-            for field in fields
-        )
-        + 'printf("bytes %zu\\n", sizeof(struct kernel_launch)); }\n'
-    )
-    program = tmp_path / "offsets"
-    subprocess.run([compiler, "-I", HEADER.parent, source, "-o", program], check=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    offsets = {name: int(value) for name, value in (line.split() for line in printed.splitlines())}
+    expressions = {name: f"offsetof(struct kernel_launch, {name})" for name in fields}
+    expressions["bytes"] = "sizeof(struct kernel_launch)"
+    offsets = c_values(HEADER, expressions, tmp_path)
     assert offsets.pop("bytes") == KERNEL_LAUNCH_SIZE
     page = launch.to_page()
     for name in ("magic", "version", "size"):

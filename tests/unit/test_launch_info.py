@@ -2,9 +2,7 @@
 """The launch-info page: round trip, bad pages, and agreement with the C header."""
 
 import re
-import shutil
 import struct
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from svsmd.core.launch_info import (
     ValidatedRange,
 )
 from svsmd.snp.types import C_BIT, C_BIT_POSITION, PAGE_SIZE, Gpa
+from tests.c_values import c_values
 
 HEADER = Path(launch_info.__file__).with_name("native") / "launch_info.h"
 BASE = Gpa(0x1FC0_0000)
@@ -96,25 +95,12 @@ def test_offsets(offset: int, layout: str, value: int | bytes) -> None:
 
 
 def test_c_side_has_the_same_layout(tmp_path: Path) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
     names = re.findall(r"\n\t(?:char|uint\d+_t|struct \w+) (\w+)", HEADER.read_text())
     fields = names[names.index("magic") :]
-    source = tmp_path / "offsets.c"
-    source.write_text(
-        '#include <stdio.h>\n#include "launch_info.h"\nint main(void) {\n'
-        + "".join(
-            f'printf("{field} %zu\\n", offsetof(struct launch_info, {field}));\n'
-            for field in fields
-        )
-        + 'printf("size %zu\\n", sizeof(struct launch_info)); }\n'
-    )
-    program = tmp_path / "offsets"
-    subprocess.run([compiler, "-I", HEADER.parent, source, "-o", program], check=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    offsets = {name: int(value) for name, value in (line.split() for line in printed.splitlines())}
-    # `size` is a field too; the size of the structure is printed later, and so replaces it.
+    expressions = {name: f"offsetof(struct launch_info, {name})" for name in fields}
+    # `size` is a field too, whose place the size of the structure takes.
+    expressions["size"] = "sizeof(struct launch_info)"
+    offsets = c_values(HEADER, expressions, tmp_path)
     assert offsets.pop("size") == LAUNCH_INFO_SIZE
     page = INFO.to_page()
     for field in (name for name in offsets if name.startswith(("svsm_", "guest_"))):
