@@ -23,31 +23,31 @@ from hypothesis.stateful import (
 )
 
 from svsmd.core.memory import OutOfMemory, PageKind
-from svsmd.core.protocols.core import SvsmCoreCall
 from svsmd.core.protocols.page_state import REQUEST_LAYOUT, PageStateCall, PageStateProtocol
-from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
 from svsmd.snp.rmp import GUEST_ASID, Perm, RmpUpdate
 from svsmd.snp.types import PAGE_SHIFT, PAGE_SIZE, Gpa, PageSize, Spa, Vmpl
 from svsmd.snp.vmsa import Efer, Vmsa
+from tests.core_calls import (
+    ADDRESS,
+    CREATE_VCPU,
+    DELETE_VCPU,
+    DEPOSIT_MEM,
+    HUGE,
+    IGNORE_CF,
+    MISMATCH,
+    NO_CHANGE,
+    OK,
+    PARAMETER,
+    PVALIDATE,
+    REMAP_CA,
+    VALIDATE,
+    WITHDRAW_MEM,
+    next_index,
+)
 from tests.fake_vmpl0 import GUEST_CAA, GUEST_VMPL, MIB, RAM_SIZE, SVSM_BASE, FakeVmpl0
 
-OK = SvsmResult.SVSM_SUCCESS
-INCOMPLETE = SvsmResult.SVSM_ERR_INCOMPLETE
-ADDRESS = SvsmResult.SVSM_ERR_INVALID_ADDRESS
-PARAMETER = SvsmResult.SVSM_ERR_INVALID_PARAMETER
-BUSY = SvsmResult.SVSM_ERR_BUSY
-NO_CHANGE = SvsmCoreResult.PVALIDATE_NO_CHANGE
-MISMATCH = SvsmCoreResult.FAIL_SIZEMISMATCH
-
-REMAP_CA = SvsmCoreCall.SVSM_CORE_REMAP_CA
-PVALIDATE = SvsmCoreCall.SVSM_CORE_PVALIDATE
-CREATE_VCPU = SvsmCoreCall.SVSM_CORE_CREATE_VCPU
-DELETE_VCPU = SvsmCoreCall.SVSM_CORE_DELETE_VCPU
-DEPOSIT_MEM = SvsmCoreCall.SVSM_CORE_DEPOSIT_MEM
-WITHDRAW_MEM = SvsmCoreCall.SVSM_CORE_WITHDRAW_MEM
 PAGE_BITS = PageStateProtocol.number << 32 | PageStateCall.BITS
 
-HUGE, VALIDATE, IGNORE_CF = 1, 4, 8
 REGIONS: Final = (6 * MIB, 8 * MIB)
 HOT: Final = tuple(base + i * PAGE_SIZE for base in REGIONS for i in (0, 1, 2, 255, 256, 511))
 AP_VMSA, AP_CAA = 4 * MIB + 0x5000, 4 * MIB + 0x6000
@@ -250,6 +250,11 @@ class CallsMachine(RuleBasedStateMachine):
         world = self.machine.core.cpus[vcpu].world
         return 0 if world is None else world.caa + 8
 
+    def untampered(self, where: int, entries: list[int]) -> bool:
+        """Whether nothing but the call changes what a list at `where` names."""
+        named = {page for entry in entries for page in pages_of(entry)}
+        return not (self.tampered | {where >> PAGE_SHIFT}) & named
+
     @rule(vcpu=VCPUS, entries=LISTS, now=st.booleans(), place=PLACES)
     def pvalidate(self, vcpu: int, entries: list[int], now: bool, place: int) -> None:
         if not self.idle(vcpu):
@@ -265,15 +270,14 @@ class CallsMachine(RuleBasedStateMachine):
             if expected != OK:
                 break
             done += 1
-        named = {page for entry in entries for page in pages_of(entry)}
-        plain = not (self.tampered | {where >> PAGE_SHIFT}) & named
+        plain = self.untampered(where, entries)
         if not now:
             return
         alone = call.alone
         result = self.finish(vcpu)
         if alone and plain and result is not None:
             assert result == expected
-            assert int.from_bytes(self.machine.get(where + 2, 2), "little") == done
+            assert next_index(self.machine, where) == done
             for page, state in bits.items():
                 assert self.bit(page) == state
                 assert bool(self.masks.accessible >> page & 1) == state
@@ -304,15 +308,14 @@ class CallsMachine(RuleBasedStateMachine):
                 break
             taken |= set(pages)
             done += 1
-        named = {page for entry in entries for page in pages_of(entry)}
-        plain = not (self.tampered | {where >> PAGE_SHIFT}) & named
+        plain = self.untampered(where, entries)
         if not now:
             return
         alone = call.alone
         result = self.finish(vcpu)
         if alone and plain and result is not None:
             assert result == expected
-            assert int.from_bytes(self.machine.get(where + 2, 2), "little") == done
+            assert next_index(self.machine, where) == done
             for page in taken:
                 assert self.pages.has_deposited(page << PAGE_SHIFT, PAGE_SIZE)
                 assert not self.bit(page)

@@ -11,36 +11,38 @@ from svsmd.core.gate import Handler
 from svsmd.core.memory import OutOfMemory, PageAllocator, PageKind
 from svsmd.core.percpu import PerCpu
 from svsmd.core.protocols.core import SvsmCoreCall
-from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
+from svsmd.core.result_codes import SvsmCoreResult
 from svsmd.snp.rmp import Perm, RmpUpdate
 from svsmd.snp.types import C_BIT, PAGE_SIZE, Gpa, PageSize, Spa
+from tests.core_calls import (
+    ADDRESS,
+    AP_CAA,
+    BUSY,
+    CREATE_VCPU,
+    DEPOSIT_MEM,
+    FREE,
+    HUGE,
+    IGNORE_CF,
+    INCOMPLETE,
+    LIST,
+    NEW_CAA,
+    OK,
+    OTHER,
+    PARAMETER,
+    PVALIDATE,
+    REMAP_CA,
+    VALIDATE,
+    VMSA,
+    WITHDRAW_MEM,
+    booted,
+    next_index,
+)
 from tests.fake_vmpl0 import GUEST_CAA, GUEST_VMPL, MIB, RAM_SIZE, SVSM_BASE, FakeVmpl0
-
-OK = SvsmResult.SVSM_SUCCESS
-INCOMPLETE = SvsmResult.SVSM_ERR_INCOMPLETE
-ADDRESS = SvsmResult.SVSM_ERR_INVALID_ADDRESS
-PARAMETER = SvsmResult.SVSM_ERR_INVALID_PARAMETER
-BUSY = SvsmResult.SVSM_ERR_BUSY
-
-REMAP_CA = SvsmCoreCall.SVSM_CORE_REMAP_CA
-PVALIDATE = SvsmCoreCall.SVSM_CORE_PVALIDATE
-CREATE_VCPU = SvsmCoreCall.SVSM_CORE_CREATE_VCPU
-DEPOSIT_MEM = SvsmCoreCall.SVSM_CORE_DEPOSIT_MEM
-WITHDRAW_MEM = SvsmCoreCall.SVSM_CORE_WITHDRAW_MEM
-
-LIST = GUEST_CAA + 8
-FREE, OTHER = 8 * MIB, 6 * MIB
-VMSA, AP_CAA, NEW_CAA = OTHER + 0x5000, OTHER + 0x6000, OTHER + 0x3000
-HUGE, VALIDATE, IGNORE_CF = 1, 4, 8
 
 
 @pytest.fixture
 def machine() -> FakeVmpl0:
-    machine = FakeVmpl0()
-    machine.boot()
-    machine.ports[0].log.clear()
-    machine.checks.append(machine.check_security)
-    return machine
+    return booted()
 
 
 def allocator(machine: FakeVmpl0) -> PageAllocator:
@@ -51,10 +53,6 @@ def allocator(machine: FakeVmpl0) -> PageAllocator:
 def deposit(machine: FakeVmpl0, *entries: int, gpa: int = LIST) -> int:
     machine.write_list(gpa, list(entries))
     return machine.call(DEPOSIT_MEM, gpa).rax
-
-
-def next_index(machine: FakeVmpl0, gpa: int = LIST) -> int:
-    return int.from_bytes(machine.get(gpa + 2, 2), "little")
 
 
 def withdraw(machine: FakeVmpl0, gpa: int = LIST) -> list[int]:

@@ -11,48 +11,45 @@ from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
 from svsmd.snp.rmp import Perm, RmpEntry, RmpUpdate
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa
 from svsmd.snp.vmsa import Efer, SevFeatures
+from tests.core_calls import (
+    ADDRESS,
+    AP_CAA,
+    BUSY,
+    CALL,
+    CREATE_VCPU,
+    DELETE_VCPU,
+    FREE,
+    HUGE,
+    IGNORE_CF,
+    INCOMPLETE,
+    LIST,
+    NEW_CAA,
+    NO_CHANGE,
+    OK,
+    OTHER,
+    PARAMETER,
+    PVALIDATE,
+    REMAP_CA,
+    VALIDATE,
+    VMSA,
+    booted,
+    next_index,
+)
 from tests.fake_vmpl0 import (
     GUEST_CAA,
     GUEST_VMPL,
-    MIB,
     RAM_SIZE,
     SVSM_BASE,
     SVSM_SECRETS,
     FakeVmpl0,
 )
 
-OK = SvsmResult.SVSM_SUCCESS
-INCOMPLETE = SvsmResult.SVSM_ERR_INCOMPLETE
-ADDRESS = SvsmResult.SVSM_ERR_INVALID_ADDRESS
-PARAMETER = SvsmResult.SVSM_ERR_INVALID_PARAMETER
-CALL = SvsmResult.SVSM_ERR_UNSUPPORTED_CALL
-BUSY = SvsmResult.SVSM_ERR_BUSY
-NO_CHANGE = SvsmCoreResult.PVALIDATE_NO_CHANGE
-
-REMAP_CA = SvsmCoreCall.SVSM_CORE_REMAP_CA
-PVALIDATE = SvsmCoreCall.SVSM_CORE_PVALIDATE
-CREATE_VCPU = SvsmCoreCall.SVSM_CORE_CREATE_VCPU
-DELETE_VCPU = SvsmCoreCall.SVSM_CORE_DELETE_VCPU
-
-LIST = GUEST_CAA + 8
-FREE = 8 * MIB
-"""A 2 MiB page of the guest, one RMP entry after boot."""
-OTHER = 6 * MIB
-NEW_CAA = OTHER + 0x3000
-VMSA = OTHER + 0x5000
-AP_CAA = OTHER + 0x6000
 NON_CANONICAL = 1 << 60
-
-VALIDATE, IGNORE_CF, HUGE = 4, 8, 1
 
 
 @pytest.fixture
 def machine() -> FakeVmpl0:
-    machine = FakeVmpl0()
-    machine.boot()
-    machine.ports[0].log.clear()
-    machine.checks.append(machine.check_security)
-    return machine
+    return booted()
 
 
 def entry(machine: FakeVmpl0, gpa: int) -> RmpEntry:
@@ -65,10 +62,6 @@ def pvalidate(machine: FakeVmpl0, *entries: int, gpa: int = LIST) -> int:
     """One call with a list of these entries; returns the result code."""
     machine.write_list(gpa, list(entries))
     return machine.call(PVALIDATE, gpa).rax
-
-
-def next_index(machine: FakeVmpl0, gpa: int = LIST) -> int:
-    return int.from_bytes(machine.get(gpa + 2, 2), "little")
 
 
 class TestRemapCa:
