@@ -13,9 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from svsmd.core.memory import OutOfMemory
 from svsmd.core.page_entry import Mapping, PageFlags
 from svsmd.core.paging import AlreadyMapped, NotMapped, PageTable
-from svsmd.core.percpu import PerCpu
 from svsmd.snp.types import PAGE_SIZE, Gpa, PageSize
-from tests.flat_port import FlatPort, Pages
+from tests.limited_pages import Pages, memory_for_pages
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -44,8 +43,7 @@ class PageTableMachine(RuleBasedStateMachine):
 
     @initialize(tree=st.sampled_from(TREES), room=st.integers(1, 14))
     def start(self, tree: tuple[int, int], room: int) -> None:
-        self.port = FlatPort()
-        self.cpu = PerCpu(0, self.port)
+        self.memory, self.cpu = memory_for_pages()
         self.pages = Pages(room)
         levels, self.base = tree
         self.table = PageTable(self.cpu, self.pages, levels, self.base)
@@ -62,7 +60,7 @@ class PageTableMachine(RuleBasedStateMachine):
         gva = self.base + at // size.nbytes * size.nbytes
         flags = self.flags(flags, user)
         taken = any(page in self.model for page in self.covered(gva, size))
-        before, free = self.port.snapshot(), self.pages.free_count
+        before, free = bytes(self.memory.data), self.pages.free_count
         try:
             self.table.map(self.cpu, gva, gpa, flags, size)
         except AlreadyMapped:
@@ -76,7 +74,7 @@ class PageTableMachine(RuleBasedStateMachine):
                 self.model[page] = Mapping(Gpa(gpa), flags, size)
             return
         assert self.pages.free_count == free, "nothing half-done"
-        assert self.pages.contents(self.port.snapshot()) == self.pages.contents(before)
+        assert self.pages.contents(bytes(self.memory.data)) == self.pages.contents(before)
 
     @rule(at=OFFSETS, gpa=GPAS, npages=st.integers(0, 1100), flags=FLAGS)
     def map_range(self, at: int, gpa: int, npages: int, flags: PageFlags) -> None:
@@ -155,7 +153,7 @@ TestPageTable.settings = settings(max_examples=60, stateful_step_count=30, deadl
 
 
 def test_refused_addresses() -> None:
-    cpu, pages = PerCpu(0, FlatPort()), Pages(32)
+    (_, cpu), pages = memory_for_pages(), Pages(32)
     with pytest.raises(ValueError, match="levels"):
         PageTable(cpu, pages, 2)
     with pytest.raises(ValueError, match="levels"):
@@ -187,7 +185,7 @@ def test_refused_addresses() -> None:
 
 
 def test_attached_tree_keeps_its_owner() -> None:
-    cpu, pages = PerCpu(0, FlatPort()), Pages(32)
+    (_, cpu), pages = memory_for_pages(), Pages(32)
     one, other, user = PageTable(cpu, pages), PageTable(cpu, pages), PageTable(cpu, pages, 3)
     user.map(cpu, PAGE_SIZE, 2 * MIB, U | W)
     for table in (one, other):
