@@ -103,6 +103,15 @@ class ChannelEnd(IpcObject):
         if self.peer is not None and _leads_to(cpu, handles, self.peer):
             raise CallFailed(Errno.ELOOP)
 
+    def _peer_for(self, cpu: PerCpu, data: bytes, handles: Sequence[IpcObject]) -> ChannelEnd:
+        """The other end, if there is one and these may go there."""
+        if self.peer is None:
+            raise CallFailed(Errno.EPIPE)
+        if len(data) > MESSAGE_MAX:
+            raise CallFailed(Errno.EMSGSIZE)
+        self.check_handles(cpu, handles)
+        return self.peer
+
     def send(
         self, cpu: PerCpu, data: bytes, handles: Sequence[IpcObject] = (), token: int = 0
     ) -> None:
@@ -111,12 +120,7 @@ class ChannelEnd(IpcObject):
         Its handles are the message's then; if this fails they are still the caller's. Fails with
         EPIPE, EMSGSIZE, EAGAIN (no room), EINVAL, ELOOP. Raises OutOfMemory.
         """
-        peer = self.peer
-        if peer is None:
-            raise CallFailed(Errno.EPIPE)
-        if len(data) > MESSAGE_MAX:
-            raise CallFailed(Errno.EMSGSIZE)
-        self.check_handles(cpu, handles)
+        peer = self._peer_for(cpu, data, handles)
         if not peer.has_room(len(data)):
             raise CallFailed(Errno.EAGAIN)
         peer._queue.append(self._store.put(cpu, data, handles, token))
@@ -144,12 +148,7 @@ class ChannelEnd(IpcObject):
 
         Fails as `send`, and with ECANCELED if nobody waits for that answer; not with EAGAIN.
         """
-        peer = self.peer
-        if peer is None:
-            raise CallFailed(Errno.EPIPE)
-        if len(data) > MESSAGE_MAX:
-            raise CallFailed(Errno.EMSGSIZE)
-        self.check_handles(cpu, handles)
+        peer = self._peer_for(cpu, data, handles)
         call = peer._call
         if call is None or call.token != token or call.reply is not None:
             raise CallFailed(Errno.ECANCELED)
