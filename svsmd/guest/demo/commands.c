@@ -51,7 +51,7 @@ static void command_help(int argc, char **argv)
 	(void)argc;
 	(void)argv;
 	for (const struct command *c = commands; c->name; c++) {
-		print("  %-10s%-18s%s\n", c->name, c->arguments, c->help);
+		print("  %-10s%-23s%s\n", c->name, c->arguments, c->help);
 	}
 }
 
@@ -318,7 +318,7 @@ const struct command commands[] = {
 	{ "help", "", "this list; all numbers are hexadecimal", 0, 0, command_help },
 	{ "cpuid", "[LEAF [SUBLEAF]]", "one leaf, or all that the CPUID page has", 0, 2, command_cpuid },
 	{ "svsm", "", "the SVSM: where it is, what it offers", 0, 0, command_svsm },
-	{ "call", "PROTOCOL CALL [REGISTER...]", "call the SVSM: RCX, RDX, R8, R9", 2, 6, command_call },
+	{ "call", "PROTOCOL CALL [REG...]", "call the SVSM: RCX, RDX, R8, R9", 2, 6, command_call },
 	{ "caa", "", "the calling area", 0, 0, command_caa },
 	{ "pvalidate", "GPA [rescind]", "validate or rescind a page", 1, 2, command_pvalidate },
 	{ "peek", "ADDRESS [SIZE]", "show memory", 1, 2, command_peek },
