@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from svsmd.core.backtrace.frames import MAX_FRAMES, Backtrace, Frame, FrameKind
 
-_PACKAGE: Final = "/svsmd/"
+_PACKAGE: Final = __file__.removesuffix("core/backtrace/handler_frames.py")
+"""Where the package lies: files in it are named from there, others by their names alone."""
 
 
 def of_generator(handler: Any) -> Backtrace:
@@ -59,6 +60,6 @@ def _too_many(count: int) -> str:
 
 def _frame(code: CodeType, line: int | None) -> Frame:
     path = code.co_filename
-    _, found, inside = path.rpartition(_PACKAGE)
-    file = inside if found else path.rpartition("/")[2]
+    inside = path.startswith(_PACKAGE)
+    file = path.removeprefix(_PACKAGE) if inside else path.rpartition("/")[2]
     return Frame(FrameKind.HANDLER, code.co_name, file=file, line=line or 0)
