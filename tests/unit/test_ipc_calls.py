@@ -44,6 +44,17 @@ def accept(p: PythonProgram) -> Generator[Effect, int, int]:
     return (yield from p.call("svsm_service_accept", service, 0))
 
 
+def test_a_machine_that_is_thrown_away_closes_calls_without_a_word(system: PythonSystem) -> None:
+    def code(p: PythonProgram) -> Steps:
+        a, _ = yield from p.channel()
+        yield from p.call("svsm_call", a, p.message(b"x"), p.room(), 0)
+
+    program = system.start(code)
+    system.run()
+    assert not program.ended
+    program.task.body.close()
+
+
 @pytest.mark.parametrize("size", [0, 1, 64, 65, 1024, 1025, MESSAGE_MAX])
 def test_messages_arrive_in_order(system: PythonSystem, size: int) -> None:
     def code(p: PythonProgram) -> Steps:

@@ -174,9 +174,13 @@ class IpcCalls:
             _charge_copy(process)
             data, objects = end.receive_reply(process.cpu)
             buffer.write(process, data, objects)
-            return len(data)
-        finally:
-            end.end_call(process.cpu)
+        except BaseException as error:
+            # With GeneratorExit the whole machine is thrown away, and no CPU runs the task.
+            if not isinstance(error, GeneratorExit):
+                end.end_call(process.cpu)
+            raise
+        end.end_call(process.cpu)
+        return len(data)
 
     def _reply(self, process: Process, arguments: Arguments) -> int:
         channel, where, *_ = arguments
