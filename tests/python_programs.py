@@ -41,7 +41,7 @@ class _Memory(OwnMemory):
 
 
 class _NoInterrupts:
-    def arm_timer(self, cpu: PerCpu, ticks: int | None) -> Handler[None]:
+    def arm_timer(self, cpu: PerCpu, ticks: int) -> Handler[None]:
         yield Preempt()
 
     def end_of_interrupt(self, cpu: PerCpu) -> Handler[None]:

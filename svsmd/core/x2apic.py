@@ -79,10 +79,6 @@ class X2Apic:
         count = min(ticks, MAX_TIMER_TICKS)
         return (yield from self._write(cpu, ApicMsr.TIMER_INITIAL_COUNT, count))
 
-    def stop_timer(self, cpu: PerCpu) -> Handler[bool]:
-        """No interrupt of the timer, unless one is on its way."""
-        return (yield from self._write(cpu, ApicMsr.TIMER_INITIAL_COUNT, 0))
-
     def send_ipi(self, cpu: PerCpu, apic_id: int, vector: int) -> Handler[bool]:
         """Interrupt VMPL0 of another vCPU, or of this one.
 

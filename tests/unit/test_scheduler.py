@@ -43,7 +43,7 @@ class Host:
     def __init__(self) -> None:
         self.log: list[tuple[object, ...]] = []
 
-    def arm_timer(self, cpu: PerCpu, ticks: int | None) -> Handler[None]:
+    def arm_timer(self, cpu: PerCpu, ticks: int) -> Handler[None]:
         self.log.append(("timer", cpu.apic_id, ticks))
         yield Preempt()
 
@@ -167,6 +167,39 @@ def test_the_timer_runs_only_for_those_who_wait() -> None:
     rig.start(user(log, "b"), "b")
     rig.run()
     assert ("timer", 0, TIME_SLICE) in rig.host.log
+
+
+def test_a_timer_that_goes_off_earlier_is_left_alone_and_set_again_then() -> None:
+    """Tasks that give way to each other do not ask the host for anything."""
+    rig = Rig()
+
+    def polite() -> Generator[Effect, int, int]:
+        while True:
+            yield EnterUser(0, 0)
+            yield Reschedule()
+
+    rig.start(polite(), "a")
+    rig.start(polite(), "b")
+    for now in range(0, TIME_SLICE, TIME_SLICE // 8):
+        rig.port.now = now
+        rig.run()
+    assert rig.host.log == [("timer", 0, TIME_SLICE)]
+    rig.port.now = TIME_SLICE  # it has gone off, though nobody has said so
+    rig.run()
+    assert rig.host.log == [("timer", 0, TIME_SLICE)] * 2
+
+
+def test_an_earlier_deadline_sets_the_timer_again() -> None:
+    rig, queue = Rig(), WaitQueue("test")
+
+    def waiter(deadline: int) -> Generator[Effect, int, int]:
+        yield Block(queue, deadline)
+        return 0
+
+    for deadline in (1000, 500, 2000):
+        rig.start(waiter(deadline))
+        rig.run()
+    assert rig.host.log == [("timer", 0, 1000), ("timer", 0, 500)]
 
 
 def test_preemption() -> None:

@@ -28,13 +28,10 @@ class ApicInterrupts:
         if (yield from self._apic.enable(cpu, VECTOR_INTERRUPT, VECTOR_INTERRUPT)):
             self._enabled.add(cpu.apic_id)
 
-    def arm_timer(self, cpu: PerCpu, ticks: int | None) -> Handler[None]:
-        """One interrupt in `ticks`, or none any more."""
+    def arm_timer(self, cpu: PerCpu, ticks: int) -> Handler[None]:
+        """One interrupt in `ticks`."""
         if cpu.apic_id in self._enabled:
-            if ticks is None:
-                yield from self._apic.stop_timer(cpu)
-            else:
-                yield from self._apic.arm_timer(cpu, ticks)
+            yield from self._apic.arm_timer(cpu, ticks)
 
     def end_of_interrupt(self, cpu: PerCpu) -> Handler[None]:
         """The interrupt has been taken."""

@@ -44,8 +44,8 @@ KILLED_STATUS: Final = -1
 class Interrupts(Protocol):
     """Interrupts of VMPL0's own APIC. All of it may fail silently: the host is asked."""
 
-    def arm_timer(self, cpu: PerCpu, ticks: int | None, /) -> Handler[None]:
-        """One interrupt in `ticks`, or none any more."""
+    def arm_timer(self, cpu: PerCpu, ticks: int, /) -> Handler[None]:
+        """One interrupt in `ticks`."""
         ...
 
     def end_of_interrupt(self, cpu: PerCpu, /) -> Handler[None]:
@@ -384,15 +384,21 @@ class Scheduler:
                 yield from self._interrupts.kick(cpu, apic_id)
 
     def _arm(self, cpu: PerCpu, state: _CpuState, turn_end: int | None) -> Handler[None]:
-        """One timer for what comes first: the end of this turn if somebody waits, or a deadline."""
+        """One timer for what comes first: the end of this turn if somebody waits, or a deadline.
+
+        Each change is an exit to the host. So a timer that is set already, and will go off before
+        that, stays as it is: its interrupt finds nothing to do, and sets the next one.
+        """
         due = state.sleepers[0][0] if state.sleepers else None
         if state.current is not None and self._is_waited_for(state, state.current):
             end = state.turn_end if turn_end is None else turn_end
             due = end if due is None else min(due, end)
-        if due != state.armed:
+        if due is None:
+            return
+        now = cpu.port.rdtsc()
+        if state.armed is None or not now < state.armed <= due:
             state.armed = due
-            ticks = None if due is None else max(1, due - cpu.port.rdtsc())
-            yield from self._interrupts.arm_timer(cpu, ticks)
+            yield from self._interrupts.arm_timer(cpu, max(1, due - now))
 
 
 def sleep(queue: WaitQueue, deadline: int | None = None) -> Handler[bool]:
