@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What leaving the guest's code costs: the clock, RDTSC, CPUID, calls to the SVSM."""
+"""What leaving the guest's code costs: the clock, RDTSC, CPUID."""
 
 from __future__ import annotations
 
@@ -47,34 +47,24 @@ def clock() -> list[Result]:
     ]
 
 
-@register("svsm-calls")
-def svsm_calls() -> list[Result]:
-    """Calls to the SVSM, and #VC in the guest, beside an exit of the bare engine into Python."""
+@register("vc")
+def vc() -> list[Result]:
+    """#VC in the guest, beside an exit of the bare engine into Python."""
     raw = RawEngine(snippet("cpuid.S"), CPUID_EXITS)
     with DemoShell() as shell:
 
-        def in_guest(name: str) -> float:
+        def in_guest() -> float:
             begin = time.perf_counter()
-            count = shell.bench(name)
+            count = shell.bench("cpuid")
             return count / (time.perf_counter() - begin)
 
-        calls, vcs, exits = in_turns(
-            lambda: in_guest("svsm"), lambda: in_guest("cpuid"), lambda: CPUID_EXITS / raw.run()
-        )
-    peer = "CPUID as an exit of raw Unicorn into an almost empty Python function"
+        vcs, exits = in_turns(in_guest, lambda: CPUID_EXITS / raw.run())
     return [
-        Result(
-            name="SVSM_CORE_QUERY_PROTOCOL of the demo guest at VMPL2",
-            unit="calls/s",
-            figures=calls,
-            peer=peer,
-            peer_figures=exits,
-        ),
         Result(
             name="CPUID of the demo guest: #VC, answered by its own handler",
             unit="#VC/s",
             figures=vcs,
-            peer=peer,
+            peer="CPUID as an exit of raw Unicorn into an almost empty Python function",
             peer_figures=exits,
         ),
     ]

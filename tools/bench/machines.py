@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Two ways to run the same guest code: on the silicon as guests have it, and on the bare engine.
+And the least that two VMPLs can do on it: switch.
 
 Both have 64-bit code at CPL 0 on 2 MiB identity pages, all private. On the silicon there are a
 launch, an RMP with 4 KiB entries, nested tables that follow it, and the exact clock. On the bare
@@ -19,14 +20,15 @@ from svsmd.host.launch import LaunchPlan, LaunchRange, LaunchVmsa, launch
 from svsmd.snp.cpu_unicorn import RDI, RSP, UnicornCpu
 from svsmd.snp.engine_callbacks import Engine, EngineExit
 from svsmd.snp.entropy import EntropySource
-from svsmd.snp.exits import Hlt
+from svsmd.snp.exits import Hlt, Vmgexit
 from svsmd.snp.launch_digest import PageType
 from svsmd.snp.memory import MIB, GuestMemory
+from svsmd.snp.rmp import Perm
 from svsmd.snp.silicon import Silicon
-from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa
+from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, Vmpl
 from svsmd.snp.vmcb import Vmcb
 from svsmd.snp.vmsa import Efer, Vmsa
-from tools.bench.guest_code import ARENA, CODE
+from tools.bench.guest_code import ARENA, CODE, snippet
 
 MEMORY: Final = 32 * MIB
 TABLES: Final = 0x1_0000
@@ -88,6 +90,42 @@ class FullMachine:
     def ticks(self) -> int:
         """Instructions so far."""
         return self._silicon.clock.now
+
+
+class WorldSwitches:
+    """VMPL0 and VMPL2 of one vCPU, which take turns by VMGEXIT; nobody looks what they want."""
+
+    def __init__(self) -> None:
+        self._silicon = silicon = Silicon(MEMORY, EntropySource(b"benchmark"))
+        code = snippet("vmgexit.S").ljust(PAGE_SIZE, b"\0")
+        everything = (Perm.ALL, Perm.ALL, Perm.ALL)
+        vmsas = []
+        for gpa, vmpl in ((VMSA, Vmpl.VMPL0), (VMSA - PAGE_SIZE, Vmpl.VMPL2)):
+            vmsa = Vmsa.long_mode_start(CODE, STACK, TABLES | C_BIT)
+            vmsa.efer |= Efer.NXE
+            vmsa.vmpl = vmpl
+            vmsas.append(LaunchVmsa(Gpa(gpa), vmsa.tobytes(), vmpl=vmpl))
+        ranges = (
+            LaunchRange(Gpa(TABLES), PageType.NORMAL, _page_tables(), vmpl_permissions=everything),
+            LaunchRange(Gpa(CODE), PageType.NORMAL, code, vmpl_permissions=everything),
+            LaunchRange(
+                Gpa(STACK - PAGE_SIZE), PageType.ZERO, size=PAGE_SIZE, vmpl_permissions=everything
+            ),
+        )
+        launch(silicon, LaunchPlan(ranges, tuple(vmsas)))
+        self._vmcbs = [Vmcb(vmsa.gpa) for vmsa in vmsas]
+
+    def run(self, switches: int) -> tuple[float, int]:
+        """Seconds and ticks of so many switches, an even number."""
+        vmrun, (first, second) = self._silicon.vmrun, self._vmcbs
+        ticks, begin = self._silicon.clock.now, time.perf_counter()
+        for _ in range(switches // 2):
+            vmrun(first, _NEVER)
+            exit_ = vmrun(second, _NEVER)
+        seconds = time.perf_counter() - begin
+        if not isinstance(exit_, Vmgexit):
+            raise RuntimeError(f"a world ended with {exit_}")
+        return seconds, self._silicon.clock.now - ticks
 
 
 class _UnhookedEngine(Engine):
