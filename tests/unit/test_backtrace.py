@@ -3,21 +3,29 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from svsmd.core.backtrace import handler_frames
+from svsmd.core.backtrace.dwarf_lines import MAX_PROGRAMS, Lines
+from svsmd.core.backtrace.elf_file import MAX_NAME, MAX_SECTIONS, MAX_SYMBOLS
 from svsmd.core.backtrace.frames import MAX_FRAMES, Backtrace, Frame, FrameKind, Location
-from svsmd.core.backtrace.symbols import MAX_NAME, Symbols
-from svsmd.core.backtrace.unwinder import FRAME_TAG, unwind
+from svsmd.core.backtrace.symbols import Symbols
+from svsmd.core.backtrace.unwinder import FRAME_TAG, Module, unwind
 from svsmd.core.port import IMAGE_MAP
 from svsmd.core.trap_frame import FRAME_SIZE, VECTOR_SYSCALL, TrapFrame, vector_name
 from svsmd.images import image_path
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = IMAGE_MAP + 0x1000
 STACK = 0xFFFF_FF00_0001_0000
 USER_TEXT = 0x40_0000
@@ -150,7 +158,14 @@ def test_system_call(memory: Memory) -> None:
     )  # fmt: skip
     memory.put(USER_STACK, 0, USER_TEXT + 0x10)
     memory.put(STACK - 0x40, rbp, TEXT + 0x145)
-    trace = unwind(memory.read, TEXT + 0x234, STACK - 0x40, 0, kernel=kernel, module=module)
+    trace = unwind(
+        memory.read,
+        TEXT + 0x234,
+        STACK - 0x40,
+        0,
+        kernel=kernel,
+        module=Module(memory.read, module),
+    )
     assert names(trace) == ["inner", "middle", "SYSCALL", "work", "start"]
     assert [f.kind for f in trace.frames[2:]] == [
         FrameKind.SYSTEM_CALL, FrameKind.MODULE, FrameKind.MODULE,
@@ -162,10 +177,12 @@ def test_module_cannot_have_the_kernels_memory_printed(memory: Memory, rbp: int)
     tag = memory.put_frame(STACK + 0x800, vector=14, rip=USER_TEXT + 0x50, cs=0x33, rbp=rbp)
     memory.put_frame(STACK, rip=USER_TEXT + 0x110, cs=0x33)
     memory.put(STACK, 0x5EC2E7, USER_TEXT + 0x110)
-    trace = unwind(memory.read, TEXT + 0x250, tag, 0, kernel=kernel, module=module)
+    trace = unwind(
+        memory.read, TEXT + 0x250, tag, 0, kernel=kernel, module=Module(memory.read, module)
+    )
     assert names(trace) == ["inner", "#PF, error 0x0", "start"]
     assert trace.end
-    assert set(memory.reads) == {STACK + 0x800}
+    assert {read for read in memory.reads if read >= 1 << 47} == {STACK + 0x800}
 
 
 def test_return_addresses_that_are_none_are_not_printed(memory: Memory) -> None:
@@ -201,6 +218,34 @@ def test_chain_without_an_end(memory: Memory) -> None:
     trace = unwind(memory.read, TEXT + 0x234, STACK, 0, kernel=kernel)
     assert len(trace.frames) == MAX_FRAMES
     assert "more than" in trace.end
+
+
+def test_function_that_has_no_frame(memory: Memory) -> None:
+    """A leaf that uses no stack: RSP has its return address, if what is there has called it."""
+    memory.put(STACK - 8, TEXT + 0x123)
+    memory.put(STACK + 0x40, 0, TEXT + 0x45)
+    call = b"\xe8" + (TEXT + 0x200 - (TEXT + 0x123)).to_bytes(4, "little")
+    memory.bytes |= {TEXT + 0x11E + n: byte for n, byte in enumerate(call)}
+    trace = unwind(memory.read, TEXT + 0x234, STACK + 0x40, STACK - 8, kernel=kernel)
+    assert names(trace) == ["inner", "middle", "outer"]
+    for elsewhere in (TEXT + 0x11E, TEXT + 0x11F):
+        kept = memory.bytes[elsewhere]
+        memory.bytes[elsewhere] ^= 1
+        trace = unwind(memory.read, TEXT + 0x234, STACK + 0x40, STACK - 8, kernel=kernel)
+        assert names(trace) == ["inner", "outer"]
+        memory.bytes[elsewhere] = kept
+
+
+def test_module_is_read_through_its_own_memory(memory: Memory) -> None:
+    """SMAP keeps the core's own loads from it."""
+    own = Memory()
+    own.put(USER_STACK, 0, USER_TEXT + 0x10)
+    rbp = memory.put_frame(STACK, vector=14, rip=USER_TEXT + 0x120, cs=0x33, rbp=USER_STACK)
+    there = Module(own.read, module)
+    trace = unwind(memory.read, TEXT + 0x234, rbp, 0, kernel=kernel, module=there)
+    assert names(trace) == ["inner", "#PF, error 0x0", "work", "start"]
+    assert all(read >= 1 << 47 for read in memory.reads)
+    assert all(read < 1 << 47 for read in own.reads)
 
 
 def test_what_reading_raises_ends_the_chain() -> None:
@@ -294,6 +339,146 @@ class TestSymbols:
         assert found.symbol.isascii()
         assert found.symbol.isprintable()
         assert len(found.symbol) <= MAX_NAME
+
+    def test_huge_names_cost_nothing(self) -> None:
+        """Every symbol has the same name, which is as long as a file can be."""
+        count, name = 50_000, b"n" * (1 << 20)
+        entry = struct.pack("<IBBHQQ", 0, 2, 0, 1, TEXT, 0x10)
+        symbols = Symbols(elf_with(symtab=entry * count, strtab=name))
+        found = symbols.lookup(TEXT + 4)
+        assert found is not None
+        assert (found.symbol, found.offset) == ("n" * MAX_NAME, 4)
+
+    def test_symbols_are_counted(self) -> None:
+        some = struct.pack("<IBBHQQ", 0, 2, 0, 1, TEXT, 0x10) * MAX_SYMBOLS
+        last = struct.pack("<IBBHQQ", 0, 2, 0, 1, TEXT + 0x20, 0x10)
+        found = Symbols(elf_with(symtab=some + last, strtab=b"f\0")).lookup(TEXT + 0x20)
+        assert found == Location()
+
+    def test_too_many_sections(self) -> None:
+        elf = bytearray(elf_with(symtab=b"", strtab=b""))
+        assert Symbols(bytes(elf)).lookup(TEXT) == Location()
+        elf[60:62] = struct.pack("<H", MAX_SECTIONS + 1)
+        elf += bytes(64 * MAX_SECTIONS)
+        assert Symbols(bytes(elf)).lookup(TEXT) is None
+
+
+def elf_with(**tables: bytes) -> bytes:
+    """An ELF file with 256 bytes of code at TEXT, and these sections behind it."""
+    names = b"\0" + b"".join(b"." + name.encode() + b"\0" for name in ("text", *tables))
+    sections = [(".text", 1, 6, TEXT, 0x100, b"")]
+    sections += [
+        (f".{name}", 2 if name == "symtab" else 3, 0, 0, len(data), data)
+        for name, data in tables.items()
+    ]
+    sections.append(("", 3, 0, 0, len(names), names))
+    body, headers = b"", b""
+    for number, (name, kind, flags, address, size, data) in enumerate(sections):
+        at = names.index(name.encode() + b"\0") if name else 0
+        headers += struct.pack(
+            "<IIQQQQIIQQ", at, kind, flags, address, 64 + len(body), size, number + 1, 0, 1, 0
+        )
+        body += data
+    return (
+        struct.pack(
+            "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, TEXT, 0, 64 + len(body), 0, 64,
+            56, 0, 64, len(sections), len(sections) - 1,
+        ) + body + headers
+    )  # fmt: skip
+
+
+# Lines ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_lines_are_those_of_pyelftools(tmp_path: Path, version: int) -> None:
+    """At each address of a program that is compiled with that version of DWARF."""
+    sdk = ROOT / "svsmd" / "modules" / "sdk"
+    file = tmp_path / "program"
+    subprocess.run(
+        ["cc", f"-gdwarf-{version}", "-std=gnu11", "-O2", "-ffreestanding", "-fno-stack-protector",
+         "-nostdlib", "-static", "-no-pie", f"-I{sdk}/include", "-o", file,
+         ROOT / "tests" / "modules" / "wild" / "wild.c", sdk / "lib" / "print.c",
+         sdk / "lib" / "string.c", sdk / "lib" / "start.S"],
+        check=True,
+    )  # fmt: skip
+    elf = file.read_bytes()
+    symbols, known = Symbols(elf), 0
+    for start, stop, name, line in pyelftools_rows(elf):
+        for address in (start, stop - 1):
+            found = symbols.lookup(address)
+            assert found is not None
+            assert (found.file.rpartition("/")[2], found.line) == (name, line)
+            known += 1
+    assert known > 500
+
+
+def pyelftools_rows(elf: bytes) -> Iterator[tuple[int, int, str, int]]:
+    """First address and end, name of the file, and line."""
+    dwarf = ELFFile(io.BytesIO(elf)).get_dwarf_info()
+    for unit in dwarf.iter_CUs():
+        program = dwarf.line_program_for_CU(unit)
+        assert program is not None
+        first = 0 if program["version"] >= 5 else 1
+        states = [entry.state for entry in program.get_entries() if entry.state is not None]
+        for row, after in pairwise(states):
+            if row.address < after.address and not row.end_sequence:
+                name = program["file_entry"][row.file - first].name.decode()
+                yield row.address, after.address, name.rpartition("/")[2], row.line
+
+
+HEADER = bytes((1, 1, 1, 0, 14, 4, 0, 1, 1))  # versions 4 and 5: opcode_base is 4
+
+
+def line_unit(header: bytes, program: bytes, version: int = 4) -> bytes:
+    """One unit of .debug_line."""
+    unit = struct.pack("<H", version) + (b"\x08\0" if version == 5 else b"")
+    unit += struct.pack("<I", len(header)) + header + program
+    return struct.pack("<I", len(unit)) + unit
+
+
+PROGRAM = (
+    b"\0\x09\x02" + struct.pack("<Q", TEXT) + b"\x03\x04\x01"  # line 5
+    + b"\x02\x10\x03\x7f\x01"  # 16 bytes further on, line 4
+    + b"\x02\x10\0\x01\x01"
+)  # fmt: skip
+FILES = b"\0a.c\0\0\0\0\0"
+
+
+def lines_of(section: bytes) -> Lines:
+    return Lines(memoryview(section), memoryview(b""), memoryview(b""))
+
+
+def test_line_program() -> None:
+    lines = lines_of(line_unit(HEADER + FILES, PROGRAM))
+    found = [lines.lookup(TEXT + at) for at in (-1, 0, 15, 16, 31, 32)]
+    assert found == [("", 0), ("a.c", 5), ("a.c", 5), ("a.c", 4), ("a.c", 4), ("", 0)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        line_unit(HEADER + b"\0\xff\xff\xff\xff\xff\xff\xff\xff\x7f", PROGRAM, 5),
+        line_unit(HEADER + b"\x01\x01\x08\xff\xff\xff\xff\xff\x7f", PROGRAM, 5),
+        line_unit(HEADER + FILES, b"\x02" + b"\xff" * 1000),
+        line_unit(HEADER + FILES, b"\0\x7f"),
+        line_unit(HEADER[:4] + b"\0" + HEADER[5:] + FILES, PROGRAM),
+        line_unit(HEADER + FILES, PROGRAM, 77),
+        line_unit(b"", b""),
+    ],
+    ids=["no contents", "no entries", "number", "extended", "range", "version", "empty"],
+)
+def test_one_bad_unit_leaves_the_others(bad: bytes) -> None:
+    lines = lines_of(bad + line_unit(HEADER + FILES, PROGRAM))
+    assert lines.lookup(TEXT) == ("a.c", 5)
+
+
+def test_line_programs_are_bounded() -> None:
+    good = line_unit(HEADER + FILES, PROGRAM)
+    assert lines_of(line_unit(HEADER + FILES, b"\x05" * MAX_PROGRAMS) + good).lookup(TEXT) == (
+        "",
+        0,
+    )
 
 
 # Handlers ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from svsmd.core.backtrace.frames import Backtrace, Location
-from svsmd.core.backtrace.unwinder import unwind
+from svsmd.core.backtrace.unwinder import Module, unwind
 from svsmd.core.trap_frame import VECTOR_SYSCALL
 from svsmd.snp.exits import Hlt
 from svsmd.snp.faults import GuestFault, NestedFault
@@ -103,7 +103,7 @@ def trace(machine: BareMachine) -> Backtrace:
     return unwind(
         read, rip, rbp, rsp,
         kernel=lambda address: lookup(KERNEL, HIGH, address),
-        module=lambda address: lookup(USER, 0, address),
+        module=Module(read, lambda address: lookup(USER, 0, address)),
     )  # fmt: skip
 
 
