@@ -46,6 +46,7 @@ from svsmd.core.startup import start_programs
 from svsmd.core.syscalls.setup import make_processes
 from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.interrupts import ApicInterrupts
+from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.core.trap_frame import vector_name
 from svsmd.snp.types import PAGE_SIZE
@@ -83,6 +84,7 @@ class Core:
         self._interrupts = ApicInterrupts(self.log)
         self._loop: RequestLoop | None = None
         self._scheduler: Scheduler | None = None
+        self._processes: ProcessTable | None = None
         self._secrets: int | None = None
         self._reason = SvsmReason.PANIC
         self._later_exceptions = 0
@@ -179,7 +181,7 @@ class Core:
 
         archive = Archive(cpu, *kernel.archive)
         cpuid = ProgramCpuid(cpuid_functions(cpu, launch))
-        processes = make_processes(
+        processes = self._processes = make_processes(
             scheduler, machine.pages, archive, self.log, cpuid, ipc, served, machine.memory
         )
         self._loop = RequestLoop(
@@ -220,11 +222,16 @@ class Core:
     def _panic(self, call: GateCall, error: Exception | None) -> None:
         """Secrets first: nothing that goes wrong later leaves them there."""
         wiped = guarded(lambda: self._wipe_secrets(call))
-        lookup = self._symbols.lookup if self._symbols is not None else None
-        lines = guarded(lambda: report(call, Cause.of(call, error), self._gate, self._cpus, lookup))
+        lines = guarded(lambda: self._report(call, Cause.of(call, error)))
         self.panic_report = (*lines, *wiped)
         for line in self.panic_report:
             self.log.write(line)
+
+    def _report(self, call: GateCall, cause: Cause) -> list[str]:
+        kernel = self._symbols.lookup if self._symbols is not None else None
+        cpu = PerCpu(call.vcpu, call.port)
+        module = self._processes.module_on(cpu) if self._processes is not None else None
+        return report(call, cause, self._gate, self._cpus, kernel, module)
 
     def _wipe_secrets(self, call: GateCall) -> list[str]:
         """The SVSM's secrets page, VMPCKs included. The guest's copy is the guest's."""

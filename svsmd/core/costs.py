@@ -27,6 +27,8 @@ MESSAGE: Final = 100
 """Queueing or taking one message, besides copying it."""
 LOG_BYTE: Final = 16
 """One byte for the log."""
+SYMBOL: Final = 1000
+"""Finding function, file and line of an address."""
 COPY_PAGE: Final = 128
 """Reading or writing 4 KiB, 32 bytes a tick."""
 HASH_PAGE: Final = 4096

@@ -18,7 +18,7 @@ from svsmd.core import costs
 from svsmd.core.backtrace import handler_frames
 from svsmd.core.backtrace.exception_frame import Read, load_frame
 from svsmd.core.backtrace.frames import Backtrace
-from svsmd.core.backtrace.unwinder import Lookup, unwind
+from svsmd.core.backtrace.unwinder import Lookup, Module, unwind
 from svsmd.core.gate import Gate, SvsmPanic
 from svsmd.core.locks import Deadlock
 from svsmd.core.percpu import PerCpu
@@ -78,14 +78,22 @@ def reader(call: GateCall) -> Read:
 
 
 def report(
-    call: GateCall, cause: Cause, gate: Gate, cpus: Mapping[int, PerCpu], kernel: Lookup | None
+    call: GateCall,
+    cause: Cause,
+    gate: Gate,
+    cpus: Mapping[int, PerCpu],
+    kernel: Lookup | None,
+    module: Module | None,
 ) -> list[str]:
-    """The lines, for the vCPU that came. `kernel` knows the native image's code."""
+    """The lines, for the vCPU that came.
+
+    `kernel` knows the native image's code, `module` is the program at CPL 3 whose turn it is.
+    """
     read = reader(call)
     lines = [f"panic: {cause.why}", f"  on vCPU {call.vcpu}"]
     if cause.vector is not None:
         lines += [f"  {line}" for line in _registers(read, cause)]
-    native = unwind(read, call.rip, call.rbp, call.rsp, kernel=kernel)
+    native = unwind(read, call.rip, call.rbp, call.rsp, kernel=kernel, module=module)
     # A handler runs inside the gate instruction; when native code faults, it did what the handler
     # has asked for.
     if cause.vector is None:

@@ -129,6 +129,23 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         found = b"".join(bytes(self.contents[each]) for each in touched)
         assert data == found[offset : offset + size]
 
+    @rule(base=bases, page=pages, offset=st.integers(0, PAGE_MASK), size=st.integers(0, 9000))
+    def peek(self, base: int, page: int, offset: int, size: int) -> None:
+        address = base + page * PAGE_SIZE + offset
+        touched = range(address & ~PAGE_MASK, address + size, PAGE_SIZE) if size else range(0)
+        free, used = self.pages.statistics().free, self.space.quota.used
+        data = self.space.peek(self.cpu, address, size)
+        assert (self.pages.statistics().free, self.space.quota.used) == (free, used)
+        there = all(
+            self._may(each, Access.READ) and self.space.table.lookup(self.cpu, each) is not None
+            for each in touched
+        )
+        if address + size > USER_END or not there:
+            assert data is None
+            return
+        found = b"".join(bytes(self.contents[each]) for each in touched)
+        assert data == found[offset : offset + size]
+
     @rule(base=bases, page=pages, kind=st.sampled_from([0, 2, 16]))
     def fault(self, base: int, page: int, kind: int) -> None:
         where = base + page * PAGE_SIZE

@@ -314,10 +314,10 @@ class AddressSpace:
             wanted = Access.EXECUTE
         if error_code & _PF_PRESENT:
             raise CallFailed(Errno.EFAULT)
-        self._touch(cpu, address, wanted)
+        self._touch(cpu, address, wanted, make=True)
 
-    def _touch(self, cpu: PerCpu, address: int, wanted: Access) -> Gpa:
-        """The GPA of the page of an address, which is made if need be. EFAULT or ENOMEM."""
+    def _touch(self, cpu: PerCpu, address: int, wanted: Access, make: bool) -> Gpa:
+        """The GPA of the page of an address, which is made if it may. EFAULT or ENOMEM."""
         region = self.region_at(address)
         # What may be executed or written can be read too: x86 has no other pages.
         if wanted is Access.READ:
@@ -328,6 +328,8 @@ class AddressSpace:
         mapping = self.table.lookup(cpu, page)
         if mapping is not None:
             return Gpa(mapping.gpa)
+        if not make:
+            raise CallFailed(Errno.EFAULT)
         if self.quota.used >= self.quota.limit:
             raise CallFailed(Errno.ENOMEM)
         try:
@@ -363,6 +365,14 @@ class AddressSpace:
         spans = self._spans(cpu, address, nbytes, Access.READ)
         return b"".join(load_own(cpu, gpa, size) for gpa, size in spans)
 
+    def peek(self, cpu: PerCpu, address: int, nbytes: int) -> bytes | None:
+        """What the process would read, if all of its pages are there; none is made."""
+        try:
+            spans = list(self._spans(cpu, address, nbytes, Access.READ, make=False))
+        except CallFailed:
+            return None
+        return b"".join(load_own(cpu, gpa, size) for gpa, size in spans)
+
     def write(self, cpu: PerCpu, address: int, data: bytes) -> None:
         """Write as the process could. Fails with EFAULT, ENOMEM; then nothing is written."""
         done = 0
@@ -388,14 +398,14 @@ class AddressSpace:
         raise CallFailed(Errno.ENAMETOOLONG)
 
     def _spans(
-        self, cpu: PerCpu, address: int, nbytes: int, wanted: Access
+        self, cpu: PerCpu, address: int, nbytes: int, wanted: Access, make: bool = True
     ) -> Iterator[tuple[Gpa, int]]:
         """GPA and size of each piece of a range that the process may access so."""
         if nbytes < 0 or address < USER_START or address + nbytes > USER_END:
             raise CallFailed(Errno.EFAULT)
         while nbytes:
             size = min(nbytes, PAGE_SIZE - (address & PAGE_MASK))
-            gpa = self._touch(cpu, address, wanted)
+            gpa = self._touch(cpu, address, wanted, make)
             yield Gpa(gpa + (address & PAGE_MASK)), size
             address += size
             nbytes -= size

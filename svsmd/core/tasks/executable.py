@@ -44,10 +44,12 @@ class LoadSegment:
 class Executable:
     """A checked file. Addresses are those at which it is loaded.
 
-    `headers` is where its program headers are in memory (AT_PHDR), 0 if they are not loaded; `end`
-    is the first address behind its segments, where the heap begins.
+    `bias` is how far that is from where it was linked; `headers` is where its program headers are
+    in memory (AT_PHDR), 0 if they are not loaded; `end` is the first address behind its segments,
+    where the heap begins.
     """
 
+    bias: int
     entry: int
     headers: int
     header_count: int
@@ -109,7 +111,7 @@ def _read(data: bytes, pie_base: int) -> Executable:
         ),
         0,
     )
-    return Executable(entry, headers, count, segments, previous)
+    return Executable(base, entry, headers, count, segments, previous)
 
 
 def _segment(data: bytes, base: int, program: Container) -> LoadSegment:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 from svsmd.core import costs
 from svsmd.core.access import load_own, store_own
+from svsmd.core.backtrace.symbols import Symbols
+from svsmd.core.backtrace.unwinder import Module
 from svsmd.core.gate import EnterUser, Handler, Reschedule
 from svsmd.core.memory import OutOfMemory, PageAllocator, SlabCache
 from svsmd.core.paging.cpu_area import FPU, FPU_SIZE, STACK
@@ -43,6 +45,7 @@ from svsmd.core.tasks.cpuid import (
 from svsmd.core.tasks.errno import CallFailed, Errno
 from svsmd.core.tasks.executable import Executable
 from svsmd.core.tasks.handles import HandleTable
+from svsmd.core.tasks.program_frames import frames_of, module_of
 from svsmd.core.tasks.task import Task, TaskKilled
 from svsmd.core.trap_frame import (
     FRAME_SIZE,
@@ -131,6 +134,8 @@ class Program:
     """Services that it may open, by name."""
     protocols: frozenset[int] = frozenset()
     """Protocols of the guest that it may serve, by number."""
+    symbols: Symbols = field(default_factory=lambda: Symbols(b""))
+    """What its file says of its code, where it is loaded."""
 
 
 SystemCall = Callable[["Process", TrapFrame], Handler[None]]
@@ -245,6 +250,15 @@ class Process:
         return self._task
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether a CPU has its registers and its memory."""
+        return self._loaded is not None
+
+    def module(self, cpu: PerCpu) -> Module:
+        """Its memory and its code, for a backtrace."""
+        return module_of(cpu, self.space, self.program.symbols)
+
+    @property
     def exiting(self) -> bool:
         """It ends as soon as its system call is over."""
         return self._exit_status is not None
@@ -341,7 +355,13 @@ class Process:
         frame.rip += len(INSTRUCTION)
 
     def _kill(self, frame: TrapFrame, why: str) -> None:
-        self._log(f"{self.task.name}: killed at {frame.rip:#x}: {why}")
+        cpu, name = self.cpu, self.task.name
+        lines = [f"killed at {frame.rip:#x}: {why}"]
+        lines += frames_of(self.module(cpu), frame).lines()
+        for line in lines:
+            text = f"{name}: {line}"
+            cpu.port.charge(costs.LOG_BYTE * len(text))
+            self._log(text)
         self._exit_status = KILLED_BY_EXCEPTION + (frame.vector & 0xFF)
 
     def _end(self, status: int) -> int:

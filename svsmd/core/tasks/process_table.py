@@ -7,10 +7,13 @@ waits for: who ends gives everything back but its exit status, and its children 
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
 from typing import Final
 
 from svsmd.core.archive import Archive
+from svsmd.core.backtrace.symbols import Symbols
+from svsmd.core.backtrace.unwinder import Module
 from svsmd.core.gate import Block, Handler
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import PageAllocator, SlabCache
@@ -51,6 +54,11 @@ class ProcessTable:
         self._processes: dict[Task, Process] = {}
         self._parents: dict[Process, Process] = {}
         self._child_ended: dict[Process, WaitQueue] = {}
+        # One copy of each file that was ever started, however many processes it has: no more than
+        # the archive has. Not read again when a backtrace wants it, as the archive may be what the
+        # host has taken away then; and who starts programs that are killed has each file parsed
+        # once, not once for each of them.
+        self._symbols: dict[str, Symbols] = {}
         self.on_end: list[Callable[[PerCpu, Process], None]] = []
         """Called with each process that has ended."""
 
@@ -62,6 +70,16 @@ class ProcessTable:
         process = self._processes.get(task)
         if process is not None:
             process.leave()
+
+    def module_on(self, cpu: PerCpu) -> Module | None:
+        """The program whose registers a CPU has saved last; None if it is not that one's turn.
+
+        Who waited in a system call and goes on in it has not saved any on this CPU: the frames are
+        another one's, and must not get its names.
+        """
+        task = self.scheduler.current(cpu.apic_id)
+        process = self._processes.get(task) if task is not None else None
+        return process.module(cpu) if process is not None and process.is_loaded else None
 
     # Starting --------------------------------------------------------------------------------
 
@@ -99,8 +117,12 @@ class ProcessTable:
 
     def program(self, cpu: PerCpu, path: str, **values: object) -> Program:
         """What `path` holds, as a program. Fails with ENOENT, ENOEXEC."""
-        executable = read_executable(self.read_program(cpu, path))
-        return Program(path, executable, **values)  # type: ignore[arg-type]
+        data = self.read_program(cpu, path)
+        executable = read_executable(data)
+        # As the archive names it: a program may find more names for one file than it has memory.
+        file = posixpath.normpath(path)
+        symbols = self._symbols.setdefault(file, Symbols(data, executable.bias))
+        return Program(path, executable, symbols=symbols, **values)  # type: ignore[arg-type]
 
     # Ends ------------------------------------------------------------------------------------
 
