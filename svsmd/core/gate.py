@@ -280,16 +280,17 @@ class Gate:
             handler = self._handlers[call.vcpu] = self._start(call)
             effect = next(handler)
         else:
-            match call.rbx:
-                case GateReason.VMGEXIT | GateReason.LOOP:
-                    effect = handler.send(call.rax)
-                case GateReason.USER:
-                    effect = handler.send(call.rdi)
-                case _:  # the first call again, after a nested page fault
-                    effect = handler.send(0)
+            effect = handler.send(self._answer(call))
         if isinstance(effect, Block | Reschedule):
             raise SvsmPanic("only a task blocks")
         return effect
+
+    def _answer(self, call: GateCall) -> int:
+        """What the stub has brought for the effect that it was given last."""
+        if isinstance(self._effects[call.vcpu], NestedPageFault):
+            # The stub did nothing: its registers still say why it came before that.
+            return 0
+        return call.rdi if call.rbx == GateReason.USER else call.rax
 
     @staticmethod
     def _leave(call: GateCall, action: GateAction, value: int = 0) -> None:
