@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, cast
 
+from svsmd.core.archive import Archive
 from svsmd.core.gate import Effect, Handler, Preempt, Wait
 from svsmd.core.ipc.kernel import IpcKernel
+from svsmd.core.log import CoreLog
 from svsmd.core.memory import PageAllocator
 from svsmd.core.percpu import PerCpu
 from svsmd.core.syscalls.dispatch import Dispatcher
 from svsmd.core.syscalls.ipc import MESSAGE, WAIT_ITEM, IpcCalls
 from svsmd.core.syscalls.posix import PosixCalls
 from svsmd.core.syscalls.table import SYSTEM_CALLS
+from svsmd.core.syscalls.tasks import BATCH_ENTRY, TaskCalls
 from svsmd.core.tasks.address_space import Access, AddressSpace, Quota
+from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.handles import HandleTable
 from svsmd.core.tasks.process import Capability, Process, Program
+from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.core.tasks.task import TaskKilled
 from svsmd.snp.types import PAGE_SIZE, Gpa
@@ -144,6 +149,15 @@ class PythonProgram:
         raw = self.get(where, 8)
         return int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little")
 
+    def batch(self, *entries: tuple[str, int, int, int]) -> Handler[tuple[int, list[int]]]:
+        """svsm_batch of calls with three arguments each: how many were made, their results."""
+        raw = b"".join(
+            BATCH_ENTRY.pack(NUMBERS[name], *arguments, 0, 0, 0, 0) for name, *arguments in entries
+        )
+        where = self.put(raw)
+        made = yield from self.call("svsm_batch", where, len(entries), 0)
+        return made, [entry[-1] for entry in BATCH_ENTRY.iter_unpack(self.get(where, len(raw)))]
+
     def wait(
         self, items: list[tuple[int, int]], deadline: int = 0
     ) -> Handler[tuple[int, list[int]]]:
@@ -155,7 +169,7 @@ class PythonProgram:
 
 
 class PythonSystem:
-    """One CPU, 4 MiB, and all system calls of classes 0 and 2 that need no archive."""
+    """One CPU, 4 MiB, and all system calls of classes 0 to 2, but an archive without files."""
 
     def __init__(self) -> None:
         self.memory = _Memory(0, REGION.stop)
@@ -163,9 +177,12 @@ class PythonSystem:
         self.pages = PageAllocator(self.cpu, REGION, [], INFO, poison=True)
         self.scheduler = Scheduler([0], _NoInterrupts())
         self.ipc = IpcKernel(self.scheduler, self.pages)
-        posix = PosixCalls(cast("Any", None), cast("Any", None)).functions
-        known = posix | IpcCalls(self.ipc).functions
-        self.dispatcher = Dispatcher(
+        archive = Archive(self.cpu, 0, 0)
+        processes = ProcessTable(self.scheduler, self.pages, archive, CoreLog(), ProgramCpuid())
+        tasks = TaskCalls(processes)
+        posix = PosixCalls(archive, processes).functions
+        known = posix | tasks.functions | IpcCalls(self.ipc).functions
+        self.dispatcher = tasks.dispatcher = Dispatcher(
             {info.name: known.get(info.name, _not_here) for info in SYSTEM_CALLS}
         )
         self._handler = self.scheduler.run(self.cpu)

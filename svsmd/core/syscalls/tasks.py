@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from svsmd.core.gate import Handler
+from svsmd.core.gate import Handler, Reschedule
 from svsmd.core.ipc.objects import POLL
 from svsmd.core.syscalls.dispatch import Arguments, Dispatcher, Function, failed, signed
 from svsmd.core.syscalls.posix import read_path
@@ -137,8 +137,10 @@ class TaskCalls:
         if count > BATCH_MAX or flags & ~BATCH_STOP_AT_ERROR:
             raise CallFailed(Errno.EINVAL)
         assert self.dispatcher is not None
-        size = BATCH_ENTRY.size
+        scheduler, size = self._processes.scheduler, BATCH_ENTRY.size
         for index in range(count):
+            if index and scheduler.wants_cpu(process.cpu):
+                yield Reschedule()
             where = entries + index * size
             number, *values, _ = BATCH_ENTRY.unpack(process.space.read(process.cpu, where, size))
             if self.dispatcher.is_batch(number):

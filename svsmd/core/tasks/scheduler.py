@@ -244,12 +244,14 @@ class Scheduler:
         """Whether the task that runs should let another one run now.
 
         One of a higher class is ready, or its turn is over and somebody waits for that. Who gives
-        way himself takes no turn away.
+        way himself takes no turn away. Or it is killed: all that it has to do is to end.
         """
         state = self._cpus[cpu.apic_id]
         self._wake_due(cpu, state)
         task, best = state.current, state.ready.best(lambda task: not task.gives_way)
         assert task is not None
+        if task.killed and task.killable:
+            return True
         if best is not None and best > task.priority:
             return True
         return self._is_waited_for(state, task) and cpu.port.rdtsc() >= state.turn_end

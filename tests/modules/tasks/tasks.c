@@ -132,6 +132,20 @@ static void batches(void)
 	CHECK(svsm_batch(entries, 1, 2) == -EINVAL);
 	CHECK(svsm_batch(NULL, 1, 0) == -EFAULT);
 	CHECK(svsm_batch(&nested, 1, 0) == -EINVAL && nested.result == 5);
+
+	/* Who is killed comes first: that ends before the batch goes on, on the same CPU. */
+	int victim = spawn("loop", NULL);
+	uint8_t cpu0 = 1;
+	struct svsm_batch_entry ends[] = {
+		{ .number = SVSM_SYS_set_affinity, .arguments = { 0, (uint64_t)&cpu0, 1 } },
+		{ .number = SVSM_SYS_set_affinity, .arguments = { (uint64_t)victim, (uint64_t)&cpu0, 1 } },
+		{ .number = SVSM_SYS_sched_yield },
+		{ .number = SVSM_SYS_kill, .arguments = { (uint64_t)victim, SIGKILL } },
+		{ .number = SVSM_SYS_wait, .arguments = { (uint64_t)victim, 0, SVSM_POLL } },
+	};
+
+	CHECK(svsm_batch(ends, 5, SVSM_BATCH_STOP_AT_ERROR) == 5);
+	CHECK(ends[4].result == (uint64_t)victim);
 }
 
 static void limits(void)
