@@ -32,6 +32,7 @@ from svsmd.core.gate import Gate, GateReason, Handler, SvsmPanic
 from svsmd.core.hypervisor import SvsmReason, set_up_ghcb, terminate_request
 from svsmd.core.ipc.kernel import IpcKernel
 from svsmd.core.ipc.served_protocol import OfferedProtocols, ServedProtocols
+from svsmd.core.locks import LockDomain, LockReport
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory
 from svsmd.core.paging.kernel_maps import ImageLayout
@@ -85,6 +86,7 @@ class Core:
         self._loop: RequestLoop | None = None
         self._scheduler: Scheduler | None = None
         self._processes: ProcessTable | None = None
+        self._locks: LockDomain | None = None
         self._secrets: int | None = None
         self._reason = SvsmReason.PANIC
         self._later_exceptions = 0
@@ -105,6 +107,11 @@ class Core:
     def cpus(self) -> Mapping[int, PerCpu]:
         """The vCPUs by APIC id, as far as they are known."""
         return self._cpus
+
+    @property
+    def locks(self) -> LockDomain | None:
+        """The sleeping locks of all tasks; None as long as there are no tasks."""
+        return self._locks
 
     @property
     def panicked(self) -> bool:
@@ -160,6 +167,7 @@ class Core:
             # The port is the boot CPU's until this vCPU's own first gate call, which replaces it.
             self._cpus[apic_id] = PerCpu(apic_id, cpu.port)
         scheduler = self._scheduler = Scheduler(range(launch.cpu_count), self._interrupts)
+        self._locks = LockDomain(scheduler, self.log)
         self._gate.task_of = scheduler.body_of
         ipc = IpcKernel(scheduler, machine.pages)
         served = ServedProtocols(scheduler, ipc.undertaker, machine.guest_vmpl)
@@ -231,7 +239,11 @@ class Core:
         kernel = self._symbols.lookup if self._symbols is not None else None
         cpu = PerCpu(call.vcpu, call.port)
         module = self._processes.module_on(cpu) if self._processes is not None else None
-        return report(call, cause, self._gate, self._cpus, kernel, module)
+        return report(call, cause, self._gate, self._cpus, self._held_locks(), kernel, module)
+
+    def _held_locks(self) -> list[LockReport]:
+        reports = () if self._locks is None else self._locks.reports()
+        return [each for each in reports if each.holder is not None]
 
     def _wipe_secrets(self, call: GateCall) -> list[str]:
         """The SVSM's secrets page, VMPCKs included. The guest's copy is the guest's."""

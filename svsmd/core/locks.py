@@ -2,8 +2,9 @@
 """Sleeping locks for tasks: held across yields, with an account of who holds and who waits.
 
 Theory of operation. A handler is atomic between its yields and needs no lock there. What must stay
-as it is across a yield needs one. Whoever finds it taken sleeps in a queue; the lock is handed to
-the first of the queue when it is released, so nobody overtakes and a task that is woken holds it.
+as it is across a yield needs one. Whoever finds it taken sleeps in the lock's queue; the lock is
+handed to the first of the queue when it is released, so nobody overtakes and a task that is woken
+holds it, on whatever CPU it goes on then.
 
 Each task waits for one lock at most, and each lock has one holder. So tasks and locks form chains:
 task, the lock it waits for, its holder, the lock that one waits for ... A new wait that would close
@@ -16,42 +17,16 @@ Spec: none.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 from svsmd.core.backtrace import handler_frames
 from svsmd.core.backtrace.frames import Backtrace
+from svsmd.core.gate import Block, Handler
 from svsmd.core.log import CoreLog
-
-if TYPE_CHECKING:
-    from svsmd.core.gate import Handler
-
-
-class Owner(Protocol):
-    """Who can hold a lock: a task. One owner is one object."""
-
-    @property
-    def name(self) -> str:
-        """For the log."""
-        ...
-
-
-class Blocking(Protocol):
-    """How the scheduler puts the running task to sleep.
-
-    A queue is any hashable value, and each is used by one task only. `wait` may come back early:
-    the lock looks whether it has become the task's. A `wake` between the look and the sleep cannot
-    be: nothing else runs then.
-    """
-
-    def wait(self, queue: Hashable, /) -> Handler[None]:
-        """Sleep until `wake` of the same queue, or shorter."""
-        ...
-
-    def wake(self, queue: Hashable, /) -> None:
-        """Let the task that sleeps in the queue run again, if there is one; never yields."""
-        ...
+from svsmd.core.tasks.scheduler import Scheduler
+from svsmd.core.tasks.task import Task, TaskState, WaitQueue
 
 
 class Deadlock(Exception):
@@ -88,9 +63,9 @@ class LockReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Claim:
-    """A task that holds a lock or waits for it; as a value of its own it is the task's queue."""
+    """A task that holds a lock or waits for it."""
 
-    owner: Owner
+    owner: Task
     lock: Lock
     where: Backtrace
 
@@ -101,10 +76,21 @@ class _Claim:
 class LockDomain:
     """The locks that the tasks of one scheduler share, and who waits for which of them."""
 
-    def __init__(self, blocking: Blocking, log: CoreLog) -> None:
-        self.blocking: Final = blocking
-        self.log: Final = log
-        self._waits: dict[int, _Claim] = {}
+    def __init__(self, scheduler: Scheduler, log: CoreLog) -> None:
+        self.scheduler: Final = scheduler
+        self._log = log
+        self._locks: list[Lock] = []
+        self._waits: dict[Task, _Claim] = {}
+
+    def lock(self, name: str) -> Lock:
+        """A new lock, which lives as long as the domain."""
+        lock = Lock(name, self)
+        self._locks.append(lock)
+        return lock
+
+    def reports(self) -> tuple[LockReport, ...]:
+        """All locks, the oldest first; prints nothing."""
+        return tuple(lock.report() for lock in self._locks)
 
     def begin_wait(self, claim: _Claim) -> None:
         """`claim` is about to wait. Raises Deadlock if that would never end."""
@@ -113,11 +99,11 @@ class LockDomain:
             self._report(ring)
             names = " and ".join(f"{c.owner.name} for {c.lock.name}" for c, _ in ring)
             raise Deadlock(f"would wait for each other: {names}")
-        self._waits[id(claim.owner)] = claim
+        self._waits[claim.owner] = claim
 
     def end_wait(self, claim: _Claim) -> None:
         """`claim` waits no more."""
-        self._waits.pop(id(claim.owner), None)
+        self._waits.pop(claim.owner, None)
 
     def _chain(self, claim: _Claim) -> Iterator[tuple[_Claim, _Claim]]:
         """Who waits, and the claim of the one who holds what it waits for; and so on.
@@ -130,10 +116,10 @@ class LockDomain:
             yield waits, held
             if held.owner is claim.owner:
                 return
-            waits = self._waits.get(id(held.owner))
+            waits = self._waits.get(held.owner)
 
     def _report(self, ring: list[tuple[_Claim, _Claim]]) -> None:
-        write = self.log.write
+        write = self._log.write
         write(f"deadlock of {len(ring)}:")
         for waits, held in ring:
             write(f"  {waits.owner.name} waits for lock {waits.lock.name} at")
@@ -145,7 +131,7 @@ class LockDomain:
 
 
 class Lock:
-    """One lock. Whoever acquires it releases it, also when it is killed:
+    """One lock, made by `LockDomain.lock`. Who acquires it releases it, also when it is killed:
 
     yield from lock.acquire(task)
     try: ...
@@ -156,29 +142,33 @@ class Lock:
         self.name: Final = name
         self._domain = domain
         self.held: _Claim | None = None
-        self._queue: deque[_Claim] = deque()
+        self._claims: deque[_Claim] = deque()
+        self._sleepers = WaitQueue(f"lock {name}")
 
-    def acquire(self, owner: Owner) -> Handler[None]:
+    def acquire(self, owner: Task) -> Handler[None]:
         """Take the lock, and wait for it if somebody has it; called by `owner` itself.
+
+        After a wait it may be on another CPU, as after any `Block`.
 
         Raises:
             Deadlock: `owner` has it already, or whoever has it waits for `owner`.
         """
-        claim = _Claim(owner, self, handler_frames.of_caller())
+        claim = _Claim(owner, self, handler_frames.of_caller(owner.body))
         if self.held is None:
             self.held = claim
             return
         self._domain.begin_wait(claim)
-        self._queue.append(claim)
+        self._claims.append(claim)
         try:
+            # A kill wakes tasks too that it does not end: those that clean up, for one.
             while self.held is not claim:
-                yield from self._domain.blocking.wait(claim)
+                yield Block(self._sleepers)
         except BaseException:
             # The task is killed while it waits; it may have been given the lock meanwhile.
             self._give_up(claim)
             raise
 
-    def release(self, owner: Owner) -> None:
+    def release(self, owner: Task) -> None:
         """Hand the lock to who waits longest, or leave it free; never yields.
 
         Raises:
@@ -186,26 +176,29 @@ class Lock:
         """
         if self.held is None or self.held.owner is not owner:
             raise ValueError(f"{owner.name} does not hold the lock {self.name}")
-        self._hand_over()
+        self._hand_over(owner)
 
     def report(self) -> LockReport:
         """Who holds it and who waits; prints nothing."""
         return LockReport(
             self.name,
             self.held.party() if self.held is not None else None,
-            tuple(claim.party() for claim in self._queue),
+            tuple(claim.party() for claim in self._claims),
         )
 
-    def _hand_over(self) -> None:
-        self.held = self._queue.popleft() if self._queue else None
-        if self.held is not None:
-            # From here on it waits for nobody, whenever it runs again.
-            self._domain.end_wait(self.held)
-            self._domain.blocking.wake(self.held)
+    def _hand_over(self, owner: Task) -> None:
+        self.held = self._claims.popleft() if self._claims else None
+        if self.held is None:
+            return
+        # From here on it waits for nobody, whenever it runs again.
+        self._domain.end_wait(self.held)
+        # Who lets go without running is thrown away, with the whole machine: nobody wakes up.
+        if owner.state is TaskState.RUNNING:
+            self._domain.scheduler.wake(owner.cpu, self.held.owner)
 
     def _give_up(self, claim: _Claim) -> None:
         if self.held is claim:
-            self._hand_over()
+            self._hand_over(claim.owner)
         else:
-            self._queue.remove(claim)
+            self._claims.remove(claim)
             self._domain.end_wait(claim)

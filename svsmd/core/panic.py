@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What the log says when the SVSM gives up.
 
-Why; the registers of the exception, if it was one; the frames that led there; a line for each vCPU.
-The host reads the log, so it has addresses of code and stacks in it and no contents: no general
-registers, and of Python's own messages only those that the core has written itself.
+Why; the registers of the exception, if it was one; the frames that led there; a line for each vCPU;
+the locks that are held. The host reads the log, so it has addresses of code and stacks in it and no
+contents: no general registers, and of Python's own messages only those that the core has written
+itself.
 
 Spec: none; docs/backtraces.md shows one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ from svsmd.core.backtrace.exception_frame import Read, load_frame
 from svsmd.core.backtrace.frames import Backtrace
 from svsmd.core.backtrace.unwinder import Lookup, Module, unwind
 from svsmd.core.gate import Gate, SvsmPanic
-from svsmd.core.locks import Deadlock
+from svsmd.core.locks import Deadlock, LockReport
 from svsmd.core.percpu import PerCpu
 from svsmd.core.port import GateCall
 from svsmd.core.trap_frame import vector_name
@@ -82,6 +83,7 @@ def report(
     cause: Cause,
     gate: Gate,
     cpus: Mapping[int, PerCpu],
+    locks: Iterable[LockReport],
     kernel: Lookup | None,
     module: Module | None,
 ) -> list[str]:
@@ -102,6 +104,7 @@ def report(
         whole = native.before(gate.suspended_at(call.vcpu))
     lines += [f"  {line}" for line in whole.lines()]
     lines += [_state(cpu, gate) for _, cpu in sorted(cpus.items())]
+    lines += [f"  {line}" for lock in locks for line in lock.lines()]
     return lines
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from svsmd.core import core as core_module
 from svsmd.core.core import MAX_LATER_EXCEPTIONS
-from svsmd.core.gate import GateAction
+from svsmd.core.gate import GateAction, Handler, Preempt
 from svsmd.core.hypervisor import SVSM_REASON_SET, SvsmReason
 from svsmd.core.port import IMAGE_MAP, PRIVATE_MAP
+from svsmd.core.tasks.task import Task
 from svsmd.core.trap_frame import TrapFrame
 from svsmd.snp import ghcb_msr
 from svsmd.snp.rmp import RmpUpdate
@@ -96,6 +97,7 @@ def test_report_says_what_each_vcpu_does(machine: FakeVmpl0) -> None:
     assert states[0].startswith("  vCPU 0: in VMGEXIT ")
     assert ", guest VMSA 0x" in states[0]
     assert states[1].startswith("  vCPU 1: halted, [handler] run at core/tasks/scheduler.py:")
+    assert not any("lock" in line for line in log(machine))
 
 
 def test_vcpus_that_have_not_started() -> None:
@@ -103,6 +105,30 @@ def test_vcpus_that_have_not_started() -> None:
     assert machine.run(0) == "guest"
     exception(machine, vector=6)
     assert "  vCPU 1: not started" in log(machine)
+
+
+def test_report_says_who_holds_locks(machine: FakeVmpl0) -> None:
+    domain = machine.core.locks
+    assert domain is not None
+    lock, _free = domain.lock("memory"), domain.lock("free")
+    tasks: dict[str, Task] = {}
+
+    def takes(name: str) -> Handler[int]:
+        yield from lock.acquire(tasks[name])
+        yield Preempt()
+        return 0
+
+    for name in ("one", "two"):
+        tasks[name] = Task(0, name, takes(name))
+        next(tasks[name].body)
+    exception(machine, vector=6)
+    lines = log(machine)
+    first = lines.index("  lock memory: held by one, who took it at")
+    where = "    #0 [handler] takes at test_core_panic.py:"
+    assert lines[first + 1].startswith(where)
+    assert lines[first + 2] == "  two waits for it since"
+    assert lines[first + 3].startswith(where)
+    assert not any("lock free" in line for line in lines)
 
 
 @pytest.mark.parametrize("where", [0, 1 << 63, (1 << 64) - 8, PRIVATE_MAP + 64 * MIB])

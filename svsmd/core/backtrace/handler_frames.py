@@ -42,16 +42,16 @@ def of_traceback(traceback: TracebackType | None) -> Backtrace:
     return Backtrace(tuple(reversed(kept)), _too_many(len(frames)))
 
 
-def of_caller() -> Backtrace:
-    """Who has delegated to the generator that calls this, up to the outermost one."""
-    frames = list(_callers(sys._getframe(2)))
+def of_caller(last: Any = None) -> Backtrace:
+    """Who has delegated to the generator that calls this, up to `last` or the outermost one."""
+    frames = list(_callers(sys._getframe(2), getattr(last, "gi_frame", None)))
     return Backtrace(tuple(frames[:MAX_FRAMES]), _too_many(len(frames)))
 
 
-def _callers(frame: FrameType | None) -> Iterator[Frame]:
+def _callers(frame: FrameType | None, last: FrameType | None) -> Iterator[Frame]:
     while frame is not None and frame.f_code.co_flags & inspect.CO_GENERATOR:
         yield _frame(frame.f_code, frame.f_lineno)
-        frame = frame.f_back
+        frame = None if frame is last else frame.f_back
 
 
 def _too_many(count: int) -> str:
