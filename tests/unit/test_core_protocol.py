@@ -8,9 +8,10 @@ import pytest
 from svsmd.core import costs
 from svsmd.core.protocols.core import SvsmCoreCall
 from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
+from svsmd.snp.faults import NestedFault
 from svsmd.snp.rmp import Perm, RmpEntry, RmpUpdate
-from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_SIZE, Gpa, PageSize, Spa
-from svsmd.snp.vmsa import Efer, SevFeatures
+from svsmd.snp.types import C_BIT, HUGE_PAGE_SIZE, PAGE_MASK, PAGE_SIZE, Gpa, PageSize, Spa
+from svsmd.snp.vmsa import Efer, SevFeatures, Vmsa
 from tests.core_calls import (
     ADDRESS,
     AP_CAA,
@@ -398,6 +399,33 @@ class TestCreateVcpu:
         assert pvalidate(machine, AP_CAA) == ADDRESS
         assert machine.call(DELETE_VCPU, second).rax == OK
         assert pvalidate(machine, AP_CAA) == OK
+
+    def test_a_vcpu_that_is_about_to_run_is_not_replaced(
+        self, machine: FakeVmpl0, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would go on to enable the VMSA that the other call has just disabled."""
+        machine.write_vmsa(VMSA)
+        machine.write_vmsa(OTHER)
+        assert machine.call(CREATE_VCPU, VMSA, AP_CAA, 1).rax == OK
+        assert machine.run(1) == "guest"
+        port = machine.ports[1]
+        write = port.write
+
+        def withheld(gva: int, data: bytes) -> None:
+            if gva & PAGE_MASK == Vmsa.efer.offset and data[1] & Efer.SVME >> 8:
+                raise NestedFault(VMSA, 0, "the host has taken the page away for a moment")
+            write(gva, data)
+
+        monkeypatch.setattr(port, "write", withheld)
+        machine.solve_faults = False
+        assert machine.run(1) == "fault"
+        assert machine.call(CREATE_VCPU, OTHER, NEW_CAA, 1).rax == BUSY
+        monkeypatch.undo()
+        assert machine.run(1) == "guest"
+        assert machine.vmsa(VMSA).efer & Efer.SVME
+        assert machine.call(CREATE_VCPU, OTHER, NEW_CAA, 1).rax == OK
+        assert not machine.vmsa(VMSA).efer & Efer.SVME
+        assert machine.vmsa(OTHER).efer & Efer.SVME
 
 
 class TestDeleteVcpu:

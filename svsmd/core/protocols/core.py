@@ -8,6 +8,7 @@ docs/protocols/core.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from enum import IntEnum
 from typing import Final
 
@@ -253,7 +254,13 @@ class CoreProtocol:
         target = self._cpus.get(apic_id)
         if target is None:
             raise SvsmError(SvsmResult.SVSM_ERR_INVALID_PARAMETER)
-        with memory.locked(cpu, vmsa), memory.locked(cpu, caa), mapped(cpu, vmsa):
+        with ExitStack() as held:
+            held.enter_context(memory.locked(cpu, vmsa))
+            held.enter_context(memory.locked(cpu, caa))
+            if target.world is not None:
+                # Its vCPU may be about to let the guest run with that VMSA: there must not be two.
+                held.enter_context(memory.locked(cpu, target.world.vmsa))
+            held.enter_context(mapped(cpu, vmsa))
             try:
                 yield from self._make_vmsa(cpu, vmsa)
             except (SvsmError, GuestFault):
