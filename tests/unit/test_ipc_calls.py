@@ -9,6 +9,7 @@ import pytest
 
 from svsmd.core.gate import Effect
 from svsmd.core.ipc.channel import END_PAGES, QUEUE_MESSAGES
+from svsmd.core.ipc.event import EVENT_PAGES
 from svsmd.core.ipc.messages import MESSAGE_MAX
 from svsmd.core.ipc.objects import POLL, Ready
 from svsmd.core.ipc.services import BACKLOG
@@ -18,6 +19,7 @@ from tests.python_programs import PythonProgram, PythonSystem
 
 Steps = Generator[Effect, int, None]
 SHARED, READ, WRITE, EXECUTE = 1, 1, 2, 4
+PRIVATE_ZEROS = 0x22
 
 
 @pytest.fixture
@@ -100,6 +102,54 @@ def test_a_channel_is_paid_for_by_its_maker(system: PythonSystem) -> None:
         assert (yield from p.call("svsm_channel_create", p.put(b"", 8))) == 0
 
     run(system, system.start(code, pages=65))
+
+
+def test_what_it_has_made_counts_besides_what_it_touches(system: PythonSystem) -> None:
+    quotas = []
+
+    def code(p: PythonProgram) -> Steps:
+        quotas.append(p.quota)
+        p.put(b"x")
+        before = p.quota.used
+        channel = yield from p.channel()
+        made = before + 2 * END_PAGES
+        assert p.quota.used == made
+        where = yield from p.call("mmap", 0, PAGE_SIZE, READ | WRITE, PRIVATE_ZEROS, -1, 0)
+        p.space.write(p.cpu, where, b"x")
+        used = p.quota.used
+        assert used > made, "a page, and perhaps tables"
+        for end in channel:
+            yield from p.call("close", end)
+        assert p.quota.used == used - 2 * END_PAGES
+        yield from p.call("munmap", where, PAGE_SIZE)
+        assert p.quota.used == before
+
+    run(system, system.start(code))
+    assert quotas[0].used == 0
+
+
+def test_who_has_ended_pays_as_long_as_what_he_has_made_lives(system: PythonSystem) -> None:
+    used = []
+
+    def server(p: PythonProgram) -> Steps:
+        channel = yield from accept(p)
+        room = p.room()
+        assert (yield from p.call("svsm_receive", channel, room, 0)) == 0
+        yield from p.wait([(channel, Ready.CLOSED)])
+        used.append(made_by.quota.used)
+        yield from p.call("close", p.received(room)[1][0])
+        used.append(made_by.quota.used)
+        yield from p.call("close", channel)
+        used.append(made_by.quota.used)
+
+    def client(p: PythonProgram) -> Steps:
+        channel = yield from connect(p)
+        event = yield from p.call("svsm_event_create", 0)
+        assert (yield from p.call("svsm_send", channel, p.message(b"", (event,)), 0)) == 0
+
+    made_by = system.client(client)
+    run(system, made_by, system.server(server))
+    assert used == [END_PAGES + EVENT_PAGES, END_PAGES, 0]
 
 
 def test_what_does_not_fit_stays(system: PythonSystem) -> None:

@@ -129,7 +129,8 @@ class Region:
 
 @dataclass(slots=True)
 class Quota:
-    """Pages that a process may have, those of its page tables included."""
+    """Pages that a process may have: those of its address space, page tables included, and those
+    that the core sets aside for what it has made, for as long as that lives."""
 
     limit: int
     used: int = 0
@@ -157,12 +158,17 @@ class AddressSpace:
         self.quota: Final = quota
         self.table: Final = PageTable(cpu, pages, levels=3)
         self._regions: list[Region] = []
-        self._npages = 0
+        self._npages = self._counted = 0
         self._count_pages(0)
 
     def _count_pages(self, more: int) -> None:
         self._npages += more
-        self.quota.used = self._npages + self.table.tables
+        self._count(self._npages + self.table.tables)
+
+    def _count(self, npages: int) -> None:
+        """Let the quota know what is in use here; others count there, too."""
+        self.quota.used += npages - self._counted
+        self._counted = npages
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -296,7 +302,7 @@ class AddressSpace:
             region.backing.put(cpu)
         self._regions.clear()
         self.table.free(cpu)
-        self.quota.used = 0
+        self._count(0)
 
     # Pages -----------------------------------------------------------------------------------
 
