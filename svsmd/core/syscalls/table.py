@@ -55,6 +55,9 @@ def _call(
     cls: SyscallClass, index: int, name: str, arguments: str, doc: str, *errors: Errno
 ) -> SystemCallInfo:
     parts = tuple(part.strip() for part in arguments.split(",") if part.strip())
+    if Errno.EFAULT in errors and Errno.ENOMEM not in errors:
+        # Memory that is named may be touched here for the first time, and so take a page.
+        errors += (Errno.ENOMEM,)
     return SystemCallInfo(cls, index, name, parts, doc, errors)
 
 
@@ -104,7 +107,7 @@ SYSTEM_CALLS: Final = (
     _posix(231, "exit_group", "int status", "As exit()."),
     _posix(257, "openat", "int directory, const char *path, int flags, int mode",
            "Open a file of the archive for reading. The directory is AT_FDCWD, which is /.",
-           E.ENOENT, E.EFAULT, E.ENAMETOOLONG, E.EROFS, E.EISDIR, E.EMFILE),
+           E.EBADF, E.ENOENT, E.EFAULT, E.ENAMETOOLONG, E.EROFS, E.EISDIR, E.EMFILE),
     _posix(2, "open", "const char *path, int flags, int mode", "openat() from AT_FDCWD.",
            E.ENOENT, E.EFAULT, E.ENAMETOOLONG, E.EROFS, E.EISDIR, E.EMFILE),
     _posix(318, "getrandom", "void *buffer, size_t size, unsigned int flags",

@@ -21,7 +21,7 @@ static inline long svsm_spawn(const char *path, const char *const *argv, const c
 /*
  * Wait for the end of a child, -1 for any; returns its number. The deadline is a time of
  * clock_gettime() in ns, 0 for none, 1 not to wait at all. Fails with -ECHILD, -EFAULT,
- * -ETIMEDOUT.
+ * -ETIMEDOUT, -ENOMEM.
  */
 static inline long svsm_wait(int pid, int *status, unsigned long deadline)
 {
@@ -37,13 +37,16 @@ static inline long svsm_set_priority(int pid, int priority)
 	return svsm_syscall2(SVSM_SYS_set_priority, (long)(pid), (long)(priority));
 }
 
-/* CPUs for the caller (0) or a child: one bit for each. Fails with -ESRCH, -EINVAL, -EFAULT. */
+/*
+ * CPUs for the caller (0) or a child: one bit for each. Fails with -ESRCH, -EINVAL, -EFAULT,
+ * -ENOMEM.
+ */
 static inline long svsm_set_affinity(int pid, const void *mask, size_t size)
 {
 	return svsm_syscall3(SVSM_SYS_set_affinity, (long)(pid), (long)(mask), (long)(size));
 }
 
-/* State, ticks and memory of the caller (0) or a child. Fails with -ESRCH, -EFAULT. */
+/* State, ticks and memory of the caller (0) or a child. Fails with -ESRCH, -EFAULT, -ENOMEM. */
 static inline long svsm_task_info(int pid, struct svsm_task_info *info)
 {
 	return svsm_syscall2(SVSM_SYS_task_info, (long)(pid), (long)(info));
@@ -51,7 +54,7 @@ static inline long svsm_task_info(int pid, struct svsm_task_info *info)
 
 /*
  * Make several calls in one entry, at most 64, none of them this one; returns how many were
- * made. Flag 1: stop behind the first that fails. Fails with -EFAULT, -EINVAL.
+ * made. Flag 1: stop behind the first that fails. Fails with -EFAULT, -EINVAL, -ENOMEM.
  */
 static inline long svsm_batch(struct svsm_batch_entry *entries, size_t count, unsigned int flags)
 {
@@ -78,7 +81,7 @@ static inline long svsm_send(int channel, const struct svsm_message *message, un
 /*
  * Receive a message; returns its length. With -EMSGSIZE and -EMFILE it stays where it is,
  * and after -EMSGSIZE the structure says what it needs. Fails with -EBADF, -EFAULT, -EINVAL,
- * -EMSGSIZE, -EMFILE, -EPIPE, -EAGAIN, -ETIMEDOUT.
+ * -EMSGSIZE, -EMFILE, -EPIPE, -EAGAIN, -ETIMEDOUT, -ENOMEM.
  */
 static inline long svsm_receive(int channel, struct svsm_message *message, unsigned long deadline)
 {
@@ -135,7 +138,7 @@ static inline long svsm_event_clear(int event)
 /*
  * Wait until one of at most 16 objects is ready; returns how many are, and sets `ready` of
  * all. SVSM_READY_CLOSED is always waited for. Fails with -EBADF, -EFAULT, -EINVAL, -EAGAIN,
- * -ETIMEDOUT.
+ * -ETIMEDOUT, -ENOMEM.
  */
 static inline long svsm_wait_many(struct svsm_wait_item *items, size_t count, unsigned long deadline)
 {
@@ -200,7 +203,7 @@ static inline long svsm_protocol_register(unsigned int number, unsigned int lowe
 	return svsm_syscall3(SVSM_SYS_protocol_register, (long)(number), (long)(lowest), (long)(highest));
 }
 
-/* Wait for a call of the guest. Fails with -EBADF, -EFAULT, -EAGAIN, -ETIMEDOUT. */
+/* Wait for a call of the guest. Fails with -EBADF, -EFAULT, -EAGAIN, -ETIMEDOUT, -ENOMEM. */
 static inline long svsm_protocol_receive(int protocol, struct svsm_request *request, unsigned long deadline)
 {
 	return svsm_syscall3(SVSM_SYS_protocol_receive, (long)(protocol), (long)(request), (long)(deadline));
@@ -208,7 +211,7 @@ static inline long svsm_protocol_receive(int protocol, struct svsm_request *requ
 
 /*
  * Answer a call of the guest. -ECANCELED: it has given the call up. Fails with -EBADF,
- * -EFAULT, -EINVAL, -ECANCELED.
+ * -EFAULT, -EINVAL, -ECANCELED, -ENOMEM.
  */
 static inline long svsm_protocol_answer(int protocol, const struct svsm_answer *answer)
 {
@@ -217,7 +220,7 @@ static inline long svsm_protocol_answer(int protocol, const struct svsm_answer *
 
 /*
  * Both in one; that the guest has given the call up is no failure. Fails with -EBADF,
- * -EFAULT, -EINVAL, -EAGAIN, -ETIMEDOUT.
+ * -EFAULT, -EINVAL, -EAGAIN, -ETIMEDOUT, -ENOMEM.
  */
 static inline long svsm_protocol_answer_receive(int protocol, const struct svsm_answer *answer, struct svsm_request *request, unsigned long deadline)
 {
@@ -228,7 +231,7 @@ static inline long svsm_protocol_answer_receive(int protocol, const struct svsm_
  * Read at most 16 KiB of the guest's memory while serving that call. Takes a capability.
  * -EACCES: not memory that the guest may name in a call. -EBUSY: another vCPU is changing
  * the state of that page. Fails with -EPERM, -EBADF, -EFAULT, -EINVAL, -ECANCELED, -EACCES,
- * -EBUSY.
+ * -EBUSY, -ENOMEM.
  */
 static inline long svsm_guest_read(int protocol, unsigned long token, unsigned long gpa, void *buffer, size_t size)
 {
@@ -237,7 +240,7 @@ static inline long svsm_guest_read(int protocol, unsigned long token, unsigned l
 
 /*
  * Write it. If a page cannot be written, those before it are. Fails with -EPERM, -EBADF,
- * -EFAULT, -EINVAL, -ECANCELED, -EACCES, -EBUSY.
+ * -EFAULT, -EINVAL, -ECANCELED, -EACCES, -EBUSY, -ENOMEM.
  */
 static inline long svsm_guest_write(int protocol, unsigned long token, unsigned long gpa, const void *buffer, size_t size)
 {

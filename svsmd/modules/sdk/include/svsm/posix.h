@@ -8,7 +8,7 @@
 #include "structures.h"
 #include "syscall.h"
 
-/* Bytes of a file from its position on; 0 at its end. Fails with -EBADF, -EFAULT. */
+/* Bytes of a file from its position on; 0 at its end. Fails with -EBADF, -EFAULT, -ENOMEM. */
 static inline long read(int fd, void *buffer, size_t size)
 {
 	return svsm_syscall3(SVSM_SYS_read, (long)(fd), (long)(buffer), (long)(size));
@@ -16,7 +16,7 @@ static inline long read(int fd, void *buffer, size_t size)
 
 /*
  * Write. 1 and 2 are the SVSM's log, line by line, with the name of the task. Fails with
- * -EBADF, -EFAULT.
+ * -EBADF, -EFAULT, -ENOMEM.
  */
 static inline long write(int fd, const void *buffer, size_t size)
 {
@@ -25,7 +25,7 @@ static inline long write(int fd, const void *buffer, size_t size)
 
 /*
  * openat() from AT_FDCWD. Fails with -ENOENT, -EFAULT, -ENAMETOOLONG, -EROFS, -EISDIR,
- * -EMFILE.
+ * -EMFILE, -ENOMEM.
  */
 static inline long open(const char *path, int flags, int mode)
 {
@@ -72,7 +72,7 @@ static inline long brk(void *end)
 	return svsm_syscall1(SVSM_SYS_brk, (long)(end));
 }
 
-/* write() of several buffers. Fails with -EBADF, -EFAULT, -EINVAL. */
+/* write() of several buffers. Fails with -EBADF, -EFAULT, -EINVAL, -ENOMEM. */
 static inline long writev(int fd, const struct iovec *vector, int count)
 {
 	return svsm_syscall3(SVSM_SYS_writev, (long)(fd), (long)(vector), (long)(count));
@@ -84,7 +84,7 @@ static inline long sched_yield(void)
 	return svsm_syscall0(SVSM_SYS_sched_yield);
 }
 
-/* Do nothing for a while. Fails with -EFAULT, -EINVAL. */
+/* Do nothing for a while. Fails with -EFAULT, -EINVAL, -ENOMEM. */
 static inline long nanosleep(const struct timespec *duration, struct timespec *rest)
 {
 	return svsm_syscall2(SVSM_SYS_nanosleep, (long)(duration), (long)(rest));
@@ -118,7 +118,10 @@ static inline long getppid(void)
 	return svsm_syscall0(SVSM_SYS_getppid);
 }
 
-/* ARCH_SET_FS and ARCH_GET_FS: the base of FS, for TLS. Fails with -EINVAL, -EFAULT. */
+/*
+ * ARCH_SET_FS and ARCH_GET_FS: the base of FS, for TLS. Fails with -EINVAL, -EFAULT,
+ * -ENOMEM.
+ */
 static inline long arch_prctl(int code, unsigned long address)
 {
 	return svsm_syscall2(SVSM_SYS_arch_prctl, (long)(code), (long)(address));
@@ -138,7 +141,7 @@ static inline long set_tid_address(int *address)
 
 /*
  * Time since the machine was switched on, whatever the clock: the SVSM trusts no other.
- * Fails with -EFAULT, -EINVAL.
+ * Fails with -EFAULT, -EINVAL, -ENOMEM.
  */
 static inline long clock_gettime(int clock, struct timespec *time)
 {
@@ -154,14 +157,14 @@ static inline _Noreturn void exit_group(int status)
 
 /*
  * Open a file of the archive for reading. The directory is AT_FDCWD, which is /. Fails with
- * -ENOENT, -EFAULT, -ENAMETOOLONG, -EROFS, -EISDIR, -EMFILE.
+ * -EBADF, -ENOENT, -EFAULT, -ENAMETOOLONG, -EROFS, -EISDIR, -EMFILE, -ENOMEM.
  */
 static inline long openat(int directory, const char *path, int flags, int mode)
 {
 	return svsm_syscall4(SVSM_SYS_openat, (long)(directory), (long)(path), (long)(flags), (long)(mode));
 }
 
-/* Random bytes, at most 256 at once. Fails with -EFAULT. */
+/* Random bytes, at most 256 at once. Fails with -EFAULT, -ENOMEM. */
 static inline long getrandom(void *buffer, size_t size, unsigned int flags)
 {
 	return svsm_syscall3(SVSM_SYS_getrandom, (long)(buffer), (long)(size), (long)(flags));
