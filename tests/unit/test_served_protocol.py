@@ -89,7 +89,9 @@ class Module:
         return self.call("protocol_answer", handle, self.buffer)
 
     def end(self) -> None:
+        """It gives everything back, as a process that ends."""
         self.handles.close_all(self.cpu)
+        self.space.free(self.cpu)
 
 
 @pytest.fixture
@@ -244,6 +246,17 @@ def other_vcpu(machine: FakeVmpl0) -> None:
     assert machine.run(1) == "guest"
 
 
+def two_calls(machine: FakeVmpl0, number: int) -> tuple[Vmsa, Vmsa]:
+    """Both vCPUs make the same call, and wait."""
+    rax = QUERY if number == 0 else number << 32 | 3
+    states = (
+        begin(machine, rax),
+        machine.begin_call(rax, 1, 2, 3, gpa=OTHER_VMSA, caa=OTHER_CAA),
+    )
+    assert (machine.run(0), machine.run(1)) == ("halt", "halt")
+    return states
+
+
 def test_who_waits_holds_nothing(machine: FakeVmpl0, module: Module) -> None:
     """And may be deleted by another vCPU."""
     other_vcpu(machine)
@@ -307,6 +320,44 @@ def test_two_vcpus_wait_and_are_answered_the_other_way_round(
         assert module.answer(0, token, 0, value) == 0
     assert (machine.run(0), machine.run(1)) == ("guest", "guest")
     assert (first.rcx, second.rcx) == (10, 20)
+
+
+@pytest.mark.parametrize("received", [0, 1, 2])
+@pytest.mark.parametrize("number", [NUMBER, 0])
+def test_a_module_that_dies_while_two_vcpus_wait(
+    machine: FakeVmpl0, received: int, number: int
+) -> None:
+    other_vcpu(machine)
+    assert machine.core.machine is not None
+    pages = machine.core.machine.pages
+    for _ in range(2):
+        free = pages.statistics().free
+        module = Module(machine)
+        module.space.write(module.cpu, module.buffer, b"touched")
+        used = module.quota.used
+        assert module.call("protocol_register", number, 1, 1) == 0
+        states = two_calls(machine, number)
+        for _ in range(received):
+            module.receive(0)
+        module.handles.close_all(module.cpu)
+        assert (machine.run(0), machine.run(1)) == ("guest", "guest")
+        for state in states:
+            if number == NUMBER:
+                answer = (SvsmResult.SVSM_ERR_UNSUPPORTED_PROTOCOL, 1, 2, 3)
+            else:
+                answer = (SvsmResult.SVSM_SUCCESS, 1 << 32 | 1, 2, 3)
+            assert registers(state) == answer
+        assert (module.quota.used, len(module.handles), len(module.served)) == (used, 0, 0)
+        # The next one of that number has both.
+        assert module.call("protocol_register", number, 1, 1) == 0
+        states = two_calls(machine, number)
+        for value, token in enumerate([module.receive(0)[1] for _ in states]):
+            assert module.answer(0, token, 0, value) == 0
+        assert (machine.run(0), machine.run(1)) == ("guest", "guest")
+        assert [state.rcx for state in states] == [0, 1]
+        module.end()
+        assert pages.statistics().free == free
+    machine.check_security()
 
 
 def test_the_core_protocol_may_be_served_too(machine: FakeVmpl0, module: Module) -> None:
