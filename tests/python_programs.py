@@ -45,7 +45,9 @@ class _Memory(OwnMemory):
         """There is no TLB."""
 
 
-class _NoInterrupts:
+class NoInterrupts:
+    """A host that gives VMPL0 none."""
+
     def arm_timer(self, cpu: PerCpu, ticks: int) -> Handler[None]:
         yield Preempt()
 
@@ -175,7 +177,7 @@ class PythonSystem:
         self.memory = _Memory(0, REGION.stop)
         self.cpu = PerCpu(0, self.memory)
         self.pages = PageAllocator(self.cpu, REGION, [], INFO, poison=True)
-        self.scheduler = Scheduler([0], _NoInterrupts())
+        self.scheduler = Scheduler([0], NoInterrupts())
         self.ipc = IpcKernel(self.scheduler, self.pages)
         archive = Archive(self.cpu, 0, 0)
         processes = ProcessTable(self.scheduler, self.pages, archive, CoreLog(), ProgramCpuid())
