@@ -482,3 +482,47 @@ def test_a_server_that_accepts_nobody(system: PythonSystem) -> None:
     system.pass_time(2 * 10**6)
     run(system, *programs)
     assert results == [-Errno.EAGAIN, -Errno.ECANCELED, -Errno.EPIPE]
+
+
+def sleep(p: PythonProgram, nanoseconds: int) -> Generator[Effect, int, int]:
+    time = (0).to_bytes(8) + nanoseconds.to_bytes(8, "little")
+    return (yield from p.call("nanosleep", p.put(time), 0))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_gives_up_makes_room_for_who_waits(system: PythonSystem, late: bool) -> None:
+    """Also who has come later than the one that waits, in the place of one that gave up."""
+    connected = []
+
+    def server(p: PythonProgram) -> Steps:
+        yield from register(p)
+        yield from sleep(p, 10**8)
+
+    def patient(p: PythonProgram) -> Steps:
+        connected.append((yield from connect(p)))
+        yield from sleep(p, 10**8)
+
+    def fickle(p: PythonProgram) -> Steps:
+        channels = []
+        for _ in range(BACKLOG):
+            channels.append((yield from connect(p)))
+        yield from sleep(p, 10**6)
+        yield from p.call("close", channels.pop())
+        if late:
+            channels.append((yield from connect(p)))
+            yield from sleep(p, 10**6)
+            yield from p.call("close", channels.pop())
+        yield from sleep(p, 10**8)
+
+    system.server(server)
+    system.client(fickle)
+    system.run()
+    for _ in range(2):
+        system.client(patient)
+    system.run()
+    assert connected == []
+    system.pass_time(2 * 10**6)
+    assert len(connected) == (0 if late else 1)
+    if late:
+        system.pass_time(2 * 10**6)
+        assert len(connected) == 1

@@ -42,6 +42,11 @@ class Service(IpcObject):
         """READABLE if there is something to accept."""
         return Ready.READABLE if self._waiting else Ready.NONE
 
+    @property
+    def waiting(self) -> tuple[ChannelEnd, ...]:
+        """Connections that wait to be accepted, those that were given up included."""
+        return tuple(self._waiting)
+
     def make_room(self, cpu: PerCpu) -> bool:
         """Whether `offer` is possible, without those that have given up meanwhile."""
         for end in [end for end in self._waiting if end.peer is None]:

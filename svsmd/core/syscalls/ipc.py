@@ -285,14 +285,24 @@ class IpcCalls:
         yield from wait_for([services], lambda: services.find(name) is not None, deadline)
         service = services.find(name)
         assert service is not None, "it was there, and nobody ran since"
-        yield from wait_for(
-            [service], lambda: service.ended or service.make_room(process.cpu), deadline
-        )
+        while not (service.ended or service.make_room(process.cpu)):
+            # Those that wait may give up, and so may those that come after them.
+            yield from _until_others_wait(service, deadline)
         if service.ended:
             raise CallFailed(Errno.ECANCELED)
         mine, servers = self._kernel.channel(process.quota)
         service.offer(process.cpu, servers)
         return process.handles.add(mine)
+
+
+def _until_others_wait(service: Service, deadline: int) -> Handler[None]:
+    """Until a connection of its backlog is accepted or given up, or the service ends."""
+    before = service.waiting
+    yield from wait_for(
+        [service, *before],
+        lambda: service.ended or service.waiting != before or any(e.peer is None for e in before),
+        deadline,
+    )
 
 
 def _take(process: Process, message: MessageBuffer) -> None:
