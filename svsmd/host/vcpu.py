@@ -244,6 +244,6 @@ class Vcpu:
 
     def _register(self, vmpl: Vmpl, vmsa_spa: int) -> None:
         self._discard(vmpl)
-        vmcb = Vmcb(vmsa_spa, ghcb_msr=INITIAL_GHCB_MSR)
+        vmcb = Vmcb(vmsa_spa, ghcb_msr=INITIAL_GHCB_MSR, vcpu=self.index)
         self._worlds[vmpl] = World(vmpl, vmcb, self._plane(vmpl))
         log.debug("vCPU %d: VMSA at %#x runs as VMPL%d", self.index, vmsa_spa, vmpl)

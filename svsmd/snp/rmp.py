@@ -20,6 +20,7 @@ from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
 from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, NestedFault, NpfError, Vector
+from svsmd.snp.rmp_history import RmpChange, RmpHistory
 from svsmd.snp.types import (
     HUGE_PAGE_SIZE,
     PAGE_MASK,
@@ -195,6 +196,7 @@ class Rmp:
         # Assigned 4 KiB entries of each region: a 2 MiB operand then need not look at 512 of them.
         self._assigned_4k = array("H", bytes(2 * regions))
         self._in_use: set[int] = set()
+        self.history: Final = RmpHistory(regions)
 
     # Looking up ------------------------------------------------------------------------------
 
@@ -327,7 +329,7 @@ class Rmp:
             new_high = new.asid & _ASID | _FRESH_PERMISSIONS
         if not huge:
             self._assigned_4k[region] += (new_low & _ASSIGNED) - (low & _ASSIGNED)
-        self._store(index, page, npages, new_low, new_high)
+        self._store(RmpChange.RMPUPDATE, index, page, npages, new_low, new_high)
         return _SUCCESS
 
     def psmash(self, spa: Spa) -> RmpReturn:
@@ -354,6 +356,7 @@ class Rmp:
             _REGION_SIZE, "little"
         )
         self._assigned_4k[page // PAGES_PER_HUGE_PAGE] = PAGES_PER_HUGE_PAGE
+        self.history.note(RmpChange.PSMASH, page, PAGES_PER_HUGE_PAGE)
         for callback in self.on_change:
             callback(page, PAGES_PER_HUGE_PAGE)
         return _SUCCESS
@@ -398,7 +401,7 @@ class Rmp:
         new_low = low | _VALIDATED if validate else low & ~_VALIDATED
         if new_low == low:
             return _SUCCESS, True
-        self._store(index, page, npages, new_low, self._words[index + 1])
+        self._store(RmpChange.PVALIDATE, index, page, npages, new_low, self._words[index + 1])
         return _SUCCESS, False
 
     def rmpadjust(
@@ -449,7 +452,7 @@ class Rmp:
         new_low = low
         if vmpl == 0:
             new_low = low | _VMSA if attributes & _ATTR_VMSA else low & ~_VMSA
-        self._store(index, page, npages, new_low, new_high)
+        self._store(RmpChange.RMPADJUST, index, page, npages, new_low, new_high)
         return _SUCCESS
 
     def rmpquery(
@@ -520,9 +523,9 @@ class Rmp:
             for mask, shift in zip(permissions, _PERM_POSITION, strict=True):
                 high |= (mask & _ALL) << shift
         if low & _SIZE_2M:
-            self._store(index, page & _HEAD, PAGES_PER_HUGE_PAGE, low, high)
+            self._store(RmpChange.LAUNCH, index, page & _HEAD, PAGES_PER_HUGE_PAGE, low, high)
         else:
-            self._store(index, page, 1, low, high)
+            self._store(RmpChange.LAUNCH, index, page, 1, low, high)
 
     # -----------------------------------------------------------------------------------------
 
@@ -560,11 +563,14 @@ class Rmp:
     def _any_in_use(self, page: int, npages: int) -> bool:
         return any(page <= held < page + npages for held in self._in_use)
 
-    def _store(self, index: int, page: int, npages: int, low: int, high: int) -> None:
+    def _store(
+        self, change: RmpChange, index: int, page: int, npages: int, low: int, high: int
+    ) -> None:
         words = self._words
         if words[index] == low and words[index + 1] == high:
             return
         words[index] = low
         words[index + 1] = high
+        self.history.note(change, page, npages)
         for callback in self.on_change:
             callback(page, npages)

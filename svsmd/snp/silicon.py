@@ -36,6 +36,7 @@ from svsmd.snp.processor import Processor
 from svsmd.snp.psp import SecurityProcessor
 from svsmd.snp.register_file import RegisterFile
 from svsmd.snp.rmp import Rmp
+from svsmd.snp.rmp_history import RIP_BITS, RUNNING, VCPU_SHIFT, VMPL_SHIFT
 from svsmd.snp.self_test import check_engine
 from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
@@ -46,6 +47,7 @@ from svsmd.snp.vmsa_state import illegal_state, load, save
 log = logging.getLogger(__name__)
 
 _NEVER: Final = (1 << 64) - 1
+_RIP: Final = (1 << RIP_BITS) - 1
 _IF: Final = 1 << 9
 
 SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC
@@ -124,6 +126,8 @@ class Silicon:
         self._vmsa_checked = False  # since the RMP last changed, for the loaded context
         self._stopped: Vmcb | None = None  # what ran last, if its VMRUN ended without a #VMEXIT
         self._port = Vmpl0Port(self.processor)
+        self.rmp.history.now = lambda: self.cpu.shared.ticks
+        self.rmp.history.actor = self._actor
 
     # -- what changes behind the engine -----------------------------------------------------
 
@@ -141,6 +145,14 @@ class Silicon:
             cpu.flush_tlb()
         cpu.forget_code(start << PAGE_SHIFT, npages << PAGE_SHIFT)
         self._port.known.rmp_changed(first_page, npages)
+
+    def _actor(self) -> int:
+        """Who changes the RMP now, or whose exit the host is serving, as `RmpHistory` has it."""
+        context = self._loaded
+        if context is None:
+            return 0
+        who = self.cpu.linear_rip & _RIP | (context.vmcb.vcpu & 0xFF) << VCPU_SHIFT
+        return who | self.processor.vmpl << VMPL_SHIFT | RUNNING
 
     def _memory_written(self, spa: int, nbytes: int) -> None:
         self.cpu.forget_code(self.memory.offset_of(spa), nbytes)

@@ -34,3 +34,6 @@ class Vmcb:
     """
     loaded_vmpl: Vmpl = Vmpl.VMPL0
     """VMPL of the VMSA that the last VMRUN loaded."""
+    vcpu: int = 0
+    """Number of the vCPU, as its host counts them. Hardware does not know it: it is for whoever
+    looks at the machine from outside."""
