@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from svsmd.gdbstub.machine_view import ACTIVITY, MachineView
+from svsmd.gdbstub.monitor import monitor_commands
+from svsmd.gdbstub.physical_memory import read_physical, write_physical
 from svsmd.gdbstub.target import (
     G_LAYOUT,
     NO_SYSCALL,
@@ -25,15 +28,15 @@ from svsmd.gdbstub.target import (
     Thread,
     WatchpointKind,
 )
-from svsmd.host.vcpu import Activity, Vcpu, World
+from svsmd.gdbstub.why import debugger_refusal
+from svsmd.host.vcpu import Vcpu, World
 from svsmd.machine import Machine
 from svsmd.slice_end import DebugEvent, Ended
 from svsmd.snp.debug_support import Watch
 from svsmd.snp.exits import DebugReason
-from svsmd.snp.faults import GuestFault, NestedFault, Vector
+from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.register_file import RegisterFile, UnknownRegister
-from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vmpl
-from svsmd.snp.vmsa import Vmsa
+from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE, Vmpl
 
 _WATCH_REASON: Final = {
     WatchpointKind.WRITE: DebugReason.WRITE_WATCHPOINT,
@@ -46,24 +49,11 @@ _STOP_REASON: Final = {
     DebugReason.READ_WATCHPOINT: StopReason.RWATCH,
     DebugReason.ACCESS_WATCHPOINT: StopReason.AWATCH,
 }
-_ACTIVITY: Final = {
-    Activity.RUNNABLE: "running",
-    Activity.HALTED: "halted",
-    Activity.HALTED_MASKED: "halted with interrupts off",
-    Activity.RESET_HOLD_BY_GHCB: "in reset",
-    Activity.RESET_HOLD_BY_MSR: "in reset",
-}
-_VMSA_FIELDS: Final = (
-    ("rip", "rsp", "rflags", "cpl"),
-    ("cr0", "cr3", "cr4", "efer"),
-    ("sev_features", "vintr_ctrl", "guest_exitcode"),
-)
 _NO_REGISTERS: Final = bytes(G_LAYOUT.size)
 _MAX_ADDRESS: Final = (1 << 64) - 1
 _MAX_WATCH: Final = PAGE_SIZE
 _MAX_REMEMBERED: Final = 256
 """Watchpoints whose world is remembered, those that were removed included."""
-_MAX_RMP_LINES: Final = 64
 
 
 class MachineTarget:
@@ -74,19 +64,23 @@ class MachineTarget:
         self._breakpoints: dict[tuple[BreakpointKind, int], None] = {}
         self._watches: set[tuple[WatchpointKind, int, int]] = set()
         self._watch_worlds: dict[tuple[WatchpointKind, int, int], tuple[int, Vmpl]] = {}
-        self._commands = {
-            "info": MonitorCommand("", "ticks, vCPUs and the VMPL that each runs at", self._info),
-            "rmp": MonitorCommand("GPA [COUNT]", "RMP entries of pages", self._rmp),
-            "vmsa": MonitorCommand("[VCPU]", "VMSAs of a vCPU, registers up to date", self._vmsa),
-            "walk": MonitorCommand(
-                "GVA", "where the current vCPU finds a linear address", self._walk
-            ),
-        }
+        self._selected: int | None = None
+        self.view: Final = MachineView(machine, self._selection, self.threads, self._read_selected)
+        self._commands = monitor_commands(self.view)
 
     # -- vCPUs ------------------------------------------------------------------------------
 
     def _vcpu(self, tid: int) -> Vcpu:
         return self._machine.hypervisor.vcpus[tid - 1]
+
+    def _selection(self) -> tuple[Vcpu, World | None]:
+        tid = self._machine.current_vcpu + 1 if self._selected is None else self._selected
+        vcpu = self._vcpu(tid)
+        return vcpu, vcpu.world
+
+    def select(self, tid: int) -> None:
+        """See SupportsSelection."""
+        self._selected = tid
 
     def threads(self) -> Sequence[Thread]:
         """See Target."""
@@ -100,7 +94,7 @@ class MachineTarget:
         world = vcpu.world
         if world is None:
             return "not started"
-        return f"VMPL{int(vcpu.vmpl)}, {_ACTIVITY[world.activity]}"
+        return f"VMPL{int(vcpu.vmpl)}, {ACTIVITY[world.activity]}"
 
     def _load(self, tid: int) -> RegisterFile | None:
         """Registers of the vCPU's current world; None if it has none that can be loaded."""
@@ -162,25 +156,22 @@ class MachineTarget:
         silicon = self._machine.silicon
         try:
             leaf = silicon.processor.translate_leaf_for_debugger(gva)
-        except GuestFault as fault:
-            if fault.vector == Vector.GP:
-                raise TargetError(f"{gva:#x} is not a canonical address") from None
-            raise TargetError(f"no page table maps {gva:#x}") from None
-        except NestedFault as fault:
-            raise TargetError(
-                f"the page tables that map {gva:#x} cannot be read ({fault.row})"
-            ) from None
+        except (GuestFault, NestedFault):
+            raise TargetError(debugger_refusal(silicon.processor, gva)) from None
         spa = leaf.gpa & ~C_BIT
         left = leaf.page_size - (gva & (leaf.page_size - 1))
         if not silicon.memory.contains(spa, left):
             left = PAGE_SIZE - (gva & PAGE_MASK)
         if not silicon.memory.contains(spa, left):
-            raise TargetError(f"{gva:#x} is at {spa:#x}, which is no RAM")
+            raise TargetError(debugger_refusal(silicon.processor, gva))
         return spa, left
 
     def read_memory(self, tid: int, gva: int, length: int) -> bytes:
         """See Target."""
-        silicon, world = self._machine.silicon, self._vcpu(tid).world
+        return self._read_world(self._vcpu(tid).world, gva, length)
+
+    def _read_world(self, world: World | None, gva: int, length: int) -> bytes:
+        silicon = self._machine.silicon
         parts = []
         done = 0
         while done < length:
@@ -208,6 +199,17 @@ class MachineTarget:
             done += chunk
         for spa, part in spans:
             self._machine.silicon.debug_write(spa, part)
+
+    def _read_selected(self, gva: int, length: int) -> bytes:
+        return self._read_world(self._selection()[1], gva, length)
+
+    def read_physical_memory(self, gpa: int, length: int) -> bytes:
+        """See SupportsPhysicalMemory."""
+        return read_physical(self._machine.silicon, gpa, length)
+
+    def write_physical_memory(self, gpa: int, data: bytes) -> None:
+        """See SupportsPhysicalMemory."""
+        write_physical(self._machine.silicon, gpa, data)
 
     # -- run control ------------------------------------------------------------------------
 
@@ -307,80 +309,3 @@ class MachineTarget:
     def monitor_commands(self) -> Mapping[str, MonitorCommand]:
         """See SupportsMonitor."""
         return self._commands
-
-    def _info(self, arguments: Sequence[str]) -> str:
-        if arguments:
-            raise TargetError("info takes no arguments")
-        machine = self._machine
-        lines = [f"{machine.config.name}: {machine.clock_now} ticks"]
-        lines += [f"  {thread.name}: {thread.info}" for thread in self.threads()]
-        return "\n".join(lines) + "\n"
-
-    def _rmp(self, arguments: Sequence[str]) -> str:
-        if not 1 <= len(arguments) <= 2:
-            raise TargetError("usage: rmp GPA [COUNT]")
-        gpa = _number(arguments[0]) & ~PAGE_MASK
-        count = _number(arguments[1]) if len(arguments) == 2 else 1
-        rmp = self._machine.silicon.rmp
-        lines = []
-        for page in range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + min(count, _MAX_RMP_LINES)):
-            entry = rmp.lookup(page << PAGE_SHIFT)
-            if entry is None:
-                lines.append(f"{page << PAGE_SHIFT:#x}: no RAM")
-                continue
-            flags = [
-                name
-                for name in ("assigned", "validated", "vmsa", "immutable", "in_use")
-                if getattr(entry, name)
-            ]
-            permissions = " ".join(
-                f"VMPL{vmpl}:{int(mask):04b}" for vmpl, mask in enumerate(entry.permissions)
-            )
-            lines.append(
-                f"{page << PAGE_SHIFT:#x}: {' '.join(flags) or 'shared'} gpa {entry.gpa:#x} "
-                f"asid {entry.asid} {'2M' if entry.page_size else '4K'} {permissions}"
-            )
-        return "\n".join(lines) + "\n"
-
-    def _vmsa(self, arguments: Sequence[str]) -> str:
-        if len(arguments) > 1:
-            raise TargetError("usage: vmsa [VCPU]")
-        machine = self._machine
-        index = _number(arguments[0]) if arguments else machine.current_vcpu
-        vcpus = machine.hypervisor.vcpus
-        if index >= len(vcpus):
-            raise TargetError(f"there is no vCPU {index}")
-        lines = []
-        for world in vcpus[index].worlds:
-            spa = world.vmcb.vmsa_spa
-            mark = "*" if world is vcpus[index].world else " "
-            lines.append(
-                f"{mark} VMPL{int(world.vmpl)}: VMSA at {spa:#x}, {_ACTIVITY[world.activity]}"
-            )
-            if not machine.silicon.memory.contains(spa, PAGE_SIZE):
-                continue
-            machine.silicon.make_readable(spa, PAGE_SIZE)
-            vmsa = Vmsa(machine.silicon.memory.page(spa))
-            lines += [
-                "    " + " ".join(f"{name} {getattr(vmsa, name):#x}" for name in names)
-                for names in _VMSA_FIELDS
-            ]
-        return "\n".join(lines or [f"vCPU {index} has no VMSA"]) + "\n"
-
-    def _walk(self, arguments: Sequence[str]) -> str:
-        if len(arguments) != 1:
-            raise TargetError("usage: walk GVA")
-        gva = _number(arguments[0])
-        spa, _ = self._span(self._vcpu(self._machine.current_vcpu + 1).world, gva)
-        c_bit = self._machine.silicon.processor.translate_for_debugger(gva) & C_BIT
-        return f"{gva:#x} -> {spa:#x}, C-bit {'set' if c_bit else 'clear'}\n"
-
-
-def _number(text: str) -> int:
-    try:
-        value = int(text, 0)
-    except ValueError:
-        raise TargetError(f"{text!r} is not a number") from None
-    if not 0 <= value < 1 << 64:
-        raise TargetError(f"{text} is not a 64-bit number")
-    return value

@@ -234,8 +234,16 @@ class Session:
         except TargetError as error:
             return self._error(Errno.FAULT, str(error))
         if isinstance(reply, bytes):
-            return self._packet(reply)
+            return self._console_packets() + self._packet(reply)
         return self._act(reply)
+
+    def _console_packets(self) -> bytes:
+        """What a handler has to say before its reply."""
+        if not self._context.console:
+            return b""
+        packets = b"".join(map(encode, self._context.console))
+        self._context.console.clear()
+        return packets
 
     def _act(self, action: Action) -> bytes:
         match action:

@@ -224,6 +224,28 @@ class SupportsMonitor(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsSelection(Protocol):
+    """A machine whose `monitor` commands and tables are about the selected thread (`Hg`)."""
+
+    def select(self, tid: int) -> None:
+        """Thread `tid` is the selected one from now on."""
+        ...
+
+
+@runtime_checkable
+class SupportsPhysicalMemory(Protocol):
+    """A machine whose memory can be reached by guest-physical address."""
+
+    def read_physical_memory(self, gpa: int, length: int) -> bytes:
+        """As `Target.read_memory`, by guest-physical address."""
+        ...
+
+    def write_physical_memory(self, gpa: int, data: bytes) -> None:
+        """As `Target.write_memory`, by guest-physical address."""
+        ...
+
+
 class Runner(Protocol):
     """Run control: whoever owns the task that runs the slices of the machine.
 

@@ -10,6 +10,7 @@ guest are private, whatever the C-bit of the table's address).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Final, NamedTuple
 
 from svsmd.snp.access import AccessKind
@@ -59,6 +60,35 @@ class Translation(NamedTuple):
     gpa: int
     page_size: int
     written: bool = False
+
+
+class Refusal(Enum):
+    """Why page tables that map an address do not allow an access (24593, 5.6); how it is said."""
+
+    USER = "U/S is clear: a supervisor's page"
+    READ_ONLY = "R/W is clear"
+    NO_EXECUTE = "NX is set"
+    SMEP = "U/S is set and CR4.SMEP forbids a supervisor to execute a user's page"
+    SMAP = "U/S is set and CR4.SMAP forbids a supervisor to touch a user's page (RFLAGS.AC = 0)"
+
+
+def refusal(
+    state: PagingState, kind: AccessKind, cpl: int, allowed: int, no_execute: int
+) -> Refusal | None:
+    """Whether the flags of all levels allow an access: `allowed` is R/W and U/S of all of them."""
+    user = cpl == 3
+    if user and not allowed & _U:
+        return Refusal.USER
+    if kind is AccessKind.WRITE and not allowed & _W and (user or state.cr0 & CR0_WP):
+        return Refusal.READ_ONLY
+    if kind is AccessKind.FETCH:
+        if no_execute:
+            return Refusal.NO_EXECUTE
+        if state.cr4 & CR4_SMEP and not user and allowed & _U:
+            return Refusal.SMEP
+    elif not user and state.cr4 & CR4_SMAP and allowed & _U and not state.rflags & RFLAGS_AC:
+        return Refusal.SMAP
+    return None
 
 
 LAST_TABLE_SHIFT: Final = 21
@@ -257,18 +287,7 @@ class PageWalker:
     def _check(
         self, state: PagingState, address: int, kind: AccessKind, cpl: int, allowed: int, nx: int
     ) -> None:
-        if self._debug:
-            return
-        user = cpl == 3
-        refused = user and not allowed & _U
-        if kind is AccessKind.WRITE and not allowed & _W and (user or state.cr0 & CR0_WP):
-            refused = True
-        if kind is AccessKind.FETCH:
-            smep = state.cr4 & CR4_SMEP and not user and allowed & _U
-            refused = refused or bool(nx) or bool(smep)
-        elif not user and state.cr4 & CR4_SMAP and allowed & _U and not state.rflags & RFLAGS_AC:
-            refused = True
-        if refused:
+        if not self._debug and refusal(state, kind, cpl, allowed, nx) is not None:
             raise self._fault(state, address, kind, cpl, present=True)
 
     @staticmethod

@@ -54,9 +54,10 @@ from svsmd.snp.rmp import Perm, Rmp
 from svsmd.snp.rmp_instructions import RmpInstructions
 from svsmd.snp.secure_tsc import TSC_SCALE_ONE, guest_tsc, guest_tsc_mhz, usable_scale
 from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PageSize
-from svsmd.snp.vmcb import Vmcb
+from svsmd.snp.vmcb import LastNpf, Vmcb
 from svsmd.snp.vmsa import SEV_STATUS_FEATURES_SHIFT, SEV_STATUS_MSR, SevFeatures, Vmsa
 from svsmd.snp.vmsa_state import CR4_OFFERED, EFER_SVME, legal_cr0, mode_flags
+from svsmd.snp.walk_trace import WalkTrace, trace_walk
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,13 @@ class Processor:
     def _leave_npf(self, fault: NestedFault) -> None:
         if self._transient:
             self._end_transient()
+        self._note_npf(fault)
         self.leave(Npf(fault.gpa, fault.error_code, fault.row))
+
+    def _note_npf(self, fault: NestedFault) -> None:
+        self.vmcb.last_npf = LastNpf(
+            fault.gpa, fault.error_code, fault.row, self.cpu.linear_rip, self.cpu.shared.ticks
+        )
 
     def _guarded_exception(self, fault: GuestFault) -> None:
         if self._transient:
@@ -286,6 +293,13 @@ class Processor:
         """translate_for_debugger(), with the size of the page that the address is in."""
         state = self.paging_state()
         return self._debug_walkers[self.vmpl].translate(state, address, AccessKind.READ, 0)
+
+    def trace(
+        self, address: int, kind: AccessKind = AccessKind.READ, *, debug: bool = False
+    ) -> WalkTrace:
+        """The walk of an access at the current CPL, or of a debugger's, without effects."""
+        state, cpl = self.paging_state(), self.cpu.cpl
+        return trace_walk(self.physical, self.vmpl, state, address, kind, cpl, debug=debug)
 
     def read(self, address: int, n: int, cpl: int, kind: AccessKind = AccessKind.READ) -> bytes:
         """Reads linear memory, page by page."""
@@ -842,6 +856,7 @@ class Processor:
                 self.delivery.interrupt(NMI)
                 vmcb.v_nmi = False
             except NestedFault as fault:
+                self._note_npf(fault)
                 return Npf(fault.gpa, fault.error_code, fault.row)
             except TripleFault as fault:
                 return Shutdown(str(fault))

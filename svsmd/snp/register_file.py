@@ -27,6 +27,8 @@ _MSRS: Final = {
     "fmask": "fmask",
 }  # fmt: skip
 _VECTOR_STRIDE: Final = 64
+_HF_CS32: Final = 1 << 4
+_HF_CS64: Final = 1 << 15
 _XMM: Final = struct.Struct("16s48x" * 16)
 _FPU: Final = struct.Struct("<12xIHH8s4x" + "10s6x" * 8)
 """From EFER on: top of stack, status and control word, empty tags, eight registers."""
@@ -85,6 +87,26 @@ class RegisterFile:
     def mxcsr(self) -> int:
         """MXCSR."""
         return self._cpu.half(self._cpu.layout.mxcsr)
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self._cpu.cpl
+
+    @property
+    def interrupt_shadow(self) -> bool:
+        """Whether the next instruction runs in the shadow of STI or MOV SS."""
+        return self._cpu.interrupt_shadow
+
+    @property
+    def code_bits(self) -> int:
+        """Of the code that runs: 64, 32 or 16."""
+        flags = self._cpu.hflags
+        return 64 if flags & _HF_CS64 else 32 if flags & _HF_CS32 else 16
+
+    def attributes(self, segment: str) -> int:
+        """Of a segment, where the second word of a descriptor has them (24593, 4.7)."""
+        return self._cpu.half(self._selector_offsets[SEGMENTS.index(segment)] + 20)
 
     def vectors(self) -> bytes:
         """XMM0 to XMM15, 16 bytes each."""

@@ -4,8 +4,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from svsmd.snp.types import Vmpl
+
+
+class LastNpf(NamedTuple):
+    """A nested page fault that ended a VMRUN: EXITINFO2, EXITINFO1, and what only we know.
+
+    `row` is the row of docs/access-checks.md, `rip` the linear address of the instruction.
+    """
+
+    gpa: int
+    error_code: int
+    row: str
+    rip: int
+    tick: int
 
 
 @dataclass(slots=True)
@@ -37,3 +51,5 @@ class Vmcb:
     vcpu: int = 0
     """Number of the vCPU, as its host counts them. Hardware does not know it: it is for whoever
     looks at the machine from outside."""
+    last_npf: LastNpf | None = None
+    """The last nested page fault (offsets 0x078 and 0x080, EXITINFO1 and EXITINFO2)."""

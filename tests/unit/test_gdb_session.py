@@ -647,15 +647,36 @@ def test_monitor_help_of_one_command(client: Client) -> None:
     assert monitor_output(client, "help x") == "unknown command 'x'; try: monitor help\n"
 
 
-def test_long_output_is_cut() -> None:
+def test_long_output_comes_in_pieces_and_has_an_end() -> None:
     class Talker(FakeMachine):
         @property
         def monitor_commands(self) -> dict[str, MonitorCommand]:
-            return {"talk": MonitorCommand("", "", lambda args: "x" * 100_000)}
+            return {"talk": MonitorCommand("", "", lambda args: "x" * int(args[0]))}
 
-    output = monitor_output(Client(Talker()), "talk")
+    client = Client(Talker())
+    assert console_output(client, "talk 100000") == [
+        "x" * monitor.CHUNK,
+        "x" * (100_000 - monitor.CHUNK) + "\n",
+    ]
+    # What is said just fits: the last packet is the reply, never an empty one, which means OK.
+    length = monitor.CHUNK - 1
+    assert console_output(client, f"talk {length}") == ["x" * length + "\n"]
+    output = "".join(console_output(client, "talk 10000000"))
     assert len(output) == monitor.MAX_OUTPUT
     assert output.endswith("x\n[output truncated]\n")
+    assert monitor_output(client, "talk 1") == "x\n"
+
+
+def console_output(client: Client, line: str) -> list[str]:
+    """What a command prints, packet by packet: console packets, and the reply."""
+    decoder = Decoder()
+    decoder.receive_data(client.raw(encode(b"qRcmd," + line.encode().hex().encode())))
+    bodies = []
+    while isinstance(packet := decoder.next_event(), Packet):
+        bodies.append(packet.body)
+    assert all(body[:1] == b"O" for body in bodies[:-1])
+    texts = [*(body[1:] for body in bodies[:-1]), bodies[-1]]
+    return [bytes.fromhex(text.decode()).decode() for text in texts]
 
 
 # The end of a session

@@ -691,7 +691,12 @@ def test_monitor_vmsa(make: Make) -> None:
 
 
 def test_monitor_walk(make: Make) -> None:
-    assert monitor(make(HLT), "walk 0x100123") == "0x100123 -> 0x100123, C-bit set\n"
+    *levels, where = monitor(make(HLT), "walk 0x100123").splitlines()
+    assert [line.split()[0] for line in levels] == ["PML4E", "PDPTE", "PDE"]
+    assert levels[-1].endswith("[P C W PS]")
+    assert where == "0x100123 -> 0x100123, C-bit set"
+    with pytest.raises(TargetError, match=r"PDPTE .* is 0x0 \[\]\n.*PDPTE .*: P is clear$"):
+        monitor(make(HLT), "walk 0x100000000")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ class Context:
     """What the client said in qSupported, such as b"swbreak+"."""
     breakpoints: set[tuple[BreakpointKind, int]] = field(default_factory=set)
     watchpoints: set[tuple[WatchpointKind, int, int]] = field(default_factory=set)
+    console: list[bytes] = field(default_factory=list)
+    """Console packets that go out before the reply."""
+    physical: bool = False
+    """Addresses are guest-physical ones (`Qqemu.PhyMemMode:1`)."""
     threads_xml: bytes = b""
     """The document of the qXfer:threads:read transfer under way."""
 

@@ -14,9 +14,12 @@ from typing import Final
 
 from svsmd.gdbstub.packets.context import OK, UNSUPPORTED, Context, Handler, parse_hex_data
 from svsmd.gdbstub.rsp import MAX_BODY
-from svsmd.gdbstub.target import MonitorCommand, SupportsMonitor, TargetError
+from svsmd.gdbstub.target import MonitorCommand, SupportsMonitor, SupportsSelection, TargetError
 
-MAX_OUTPUT: Final = MAX_BODY // 2
+CHUNK: Final = (MAX_BODY - len(b"O")) // 2
+"""Bytes of output in one packet."""
+
+MAX_OUTPUT: Final = 1 << 21
 """Most bytes of output of one command."""
 
 _TRUNCATED: Final = b"\n[output truncated]\n"
@@ -26,6 +29,8 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
     """`qRcmd,COMMAND`, in hex both ways."""
     if not isinstance(ctx.target, SupportsMonitor):
         return UNSUPPORTED
+    if isinstance(ctx.target, SupportsSelection):
+        ctx.target.select(ctx.general_tid)
     line = parse_hex_data(args[1:]).decode("utf-8", "replace")
     text = _run(ctx.target.monitor_commands, line)
     if text and not text.endswith("\n"):
@@ -33,7 +38,10 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
     output = text.encode("utf-8", "replace")
     if len(output) > MAX_OUTPUT:
         output = output[: MAX_OUTPUT - len(_TRUNCATED)] + _TRUNCATED
-    return output.hex().encode() or OK
+    # gdb prints what comes in console packets, and then the reply.
+    last = max(0, len(output) - 1) // CHUNK * CHUNK
+    ctx.console += [b"O" + output[at : at + CHUNK].hex().encode() for at in range(0, last, CHUNK)]
+    return output[last:].hex().encode() or OK
 
 
 def _run(commands: Mapping[str, MonitorCommand], line: str) -> str:

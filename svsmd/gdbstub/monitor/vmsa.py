@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""`monitor vmsa`: the VMSAs of a vCPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from svsmd.gdbstub.machine_view import ACTIVITY, MachineView, number
+from svsmd.gdbstub.target import MonitorCommand, TargetError
+from svsmd.snp.types import PAGE_SIZE
+from svsmd.snp.vmsa import Vmsa
+
+_FIELDS: Final = (
+    ("rip", "rsp", "rflags", "cpl"),
+    ("cr0", "cr3", "cr4", "efer"),
+    ("sev_features", "vintr_ctrl", "guest_exitcode"),
+)
+
+
+def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
+    """See the package."""
+
+    def vmsa(arguments: Sequence[str]) -> str:
+        if len(arguments) > 1:
+            raise TargetError("usage: vmsa [VCPU]")
+        machine = view.machine
+        index = number(arguments[0]) if arguments else view.selected()[0].index
+        vcpus = machine.hypervisor.vcpus
+        if index >= len(vcpus):
+            raise TargetError(f"there is no vCPU {index}")
+        lines = []
+        for world in vcpus[index].worlds:
+            spa = world.vmcb.vmsa_spa
+            mark = "*" if world is vcpus[index].world else " "
+            lines.append(
+                f"{mark} VMPL{int(world.vmpl)}: VMSA at {spa:#x}, {ACTIVITY[world.activity]}"
+            )
+            if not machine.silicon.memory.contains(spa, PAGE_SIZE):
+                continue
+            machine.silicon.make_readable(spa, PAGE_SIZE)
+            page = Vmsa(machine.silicon.memory.page(spa))
+            lines += [
+                "    " + " ".join(f"{name} {getattr(page, name):#x}" for name in names)
+                for names in _FIELDS
+            ]
+        return "\n".join(lines or [f"vCPU {index} has no VMSA"]) + "\n"
+
+    return {"vmsa": MonitorCommand("[VCPU]", "VMSAs of a vCPU, registers up to date", vmsa)}
