@@ -48,5 +48,6 @@ def kernel(name: str) -> bytes:
     """An ELF that svsmd boots by its 64-bit entry and QEMU by its PVH note."""
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "kernel"
-        _link(output, (GUEST / f"{name}.S",), f"-Wl,-T,{GUEST / name}.lds,--no-warn-rwx-segments")
+        _link(output, (GUEST / f"{name}.S",), "-no-pie",
+              f"-Wl,-T,{GUEST / name}.lds,--no-warn-rwx-segments")  # fmt: skip
         return output.read_bytes()
