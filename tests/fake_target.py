@@ -109,6 +109,12 @@ class FakeMachine:
             raise TargetError(f"no page table maps {gva:#x}")
         self.memory[gva - BASE : gva - BASE + len(data)] = data
 
+    def read_physical_memory(self, gpa: int, length: int) -> bytes:
+        return self.read_memory(1, gpa + BASE, length)
+
+    def write_physical_memory(self, gpa: int, data: bytes) -> None:
+        self.write_memory(1, gpa + BASE, data)
+
     def step(self, tid: int) -> StopEvent:
         self._check_stopped()
         event = self._execute(tid) or Stopped(tid)

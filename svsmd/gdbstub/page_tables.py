@@ -28,7 +28,7 @@ C: Final = 1 << 4
 """Attributes of a run: those of the entries that lead to it, and the C-bit of its leaf."""
 ALL: Final = P | W | U | NX | C
 
-MAX_TABLES: Final = 1 << 16
+MAX_TABLES: Final = 1 << 15
 """Tables that one scan looks at; a Linux guest has some hundreds."""
 
 _FRAME: Final = (1 << C_BIT_POSITION) - PAGE_SIZE

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-from svsmd.gdbstub.packets import breakpoints, mem, monitor, query, regs, resume
+from svsmd.gdbstub.packets import breakpoints, mem, monitor, physical, query, regs, resume, search
 from svsmd.gdbstub.packets.context import (
     OK,
     UNSUPPORTED,
@@ -95,6 +95,8 @@ _HANDLERS: Final[Mapping[bytes, Handler]] = {
     **resume.HANDLERS,
     **query.HANDLERS,
     **monitor.HANDLERS,
+    **physical.HANDLERS,
+    **search.HANDLERS,
 }
 _LONG_NAME_INITIALS: Final = frozenset({b"q", b"Q", b"v"})
 _LONG_NAME: Final = re.compile(rb"[qQv][A-Za-z]+")

@@ -18,7 +18,8 @@ _names = st.sampled_from(
     b"g G p P m x M X Z0 Z1 Z2 Z3 Z4 Z5 z0 z1 z2 z3 z4 ? c C s S vCont vCont? vCont;c vCont;s "
     b"vCont;r vCont;t vCont;s:1;c H Hg Hc T qSupported qC qAttached qfThreadInfo qsThreadInfo "
     b"qThreadExtraInfo qXfer:features:read:target.xml qXfer:threads:read: qRcmd D k vKill "
-    b"QStartNoAckMode ! R vMustReplyEmpty".split()
+    b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
+    b"qXfer:osdata:read: qXfer:osdata:read:rmp".split()
 )
 _separators = st.sampled_from([b"", b",", b":", b";", b"="])
 _rest = st.one_of(_numbers, st.binary(max_size=12).map(lambda data: data.hex().encode()))

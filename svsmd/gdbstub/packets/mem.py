@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory by guest-virtual address: packets m, x, M, X.
+"""Memory by guest-virtual address: packets m, x, M, X; by guest-physical one in physical mode.
 
 A read across the end of what is readable returns the readable part; a read whose first byte is not
 readable, and a write that does not fit, get an error reply.
@@ -23,6 +23,7 @@ from svsmd.gdbstub.packets.context import (
     parse_hex_data,
 )
 from svsmd.gdbstub.rsp import MAX_BODY
+from svsmd.gdbstub.target import SupportsPhysicalMemory
 
 MAX_HEX_READ: Final = MAX_BODY // 2
 """Most bytes that one `m` returns."""
@@ -54,18 +55,29 @@ def write_binary(ctx: Context, args: bytes) -> bytes:
     return _write(ctx, where, data)
 
 
+def read_memory(ctx: Context, address: int, length: int) -> bytes:
+    """Memory by the kind of address that the client has chosen; see `Target.read_memory`."""
+    if ctx.physical and isinstance(ctx.target, SupportsPhysicalMemory):
+        return ctx.target.read_physical_memory(address, length)
+    return ctx.target.read_memory(ctx.general_tid, address, length)
+
+
 def _read(ctx: Context, args: bytes, limit: int) -> bytes:
     address, length = parse_address_length(args)
     if not length:
         return b""
-    return ctx.target.read_memory(ctx.general_tid, address, min(length, limit))
+    return read_memory(ctx, address, min(length, limit))
 
 
 def _write(ctx: Context, where: bytes, data: bytes) -> bytes:
     address, length = parse_address_length(where)
     if length != len(data):
         raise PacketError(Errno.INVALID, f"{len(data)} bytes of data for a length of {length}")
-    if data:
+    if not data:
+        return OK
+    if ctx.physical and isinstance(ctx.target, SupportsPhysicalMemory):
+        ctx.target.write_physical_memory(address, data)
+    else:
         ctx.target.write_memory(ctx.general_tid, address, data)
     return OK
 
