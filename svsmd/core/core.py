@@ -10,7 +10,7 @@ Spec: 58019 (SVSM); the gate is described in `svsmd/core/native/layout.h`, what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Never
 
@@ -41,12 +41,14 @@ from svsmd.core.percpu import PerCpu
 from svsmd.core.port import GateCall
 from svsmd.core.protocols.core import CoreProtocol
 from svsmd.core.protocols.page_state import PageStateProtocol
+from svsmd.core.recent_calls import CallRecord
 from svsmd.core.request_loop import RequestLoop
 from svsmd.core.restart import PayloadChanged, Restarter
 from svsmd.core.startup import start_programs
 from svsmd.core.syscalls.setup import make_processes
 from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.interrupts import ApicInterrupts
+from svsmd.core.tasks.process import Process
 from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.core.trap_frame import vector_name
@@ -112,6 +114,16 @@ class Core:
     def locks(self) -> LockDomain | None:
         """The sleeping locks of all tasks; None as long as there are no tasks."""
         return self._locks
+
+    @property
+    def recent_calls(self) -> Sequence[CallRecord]:
+        """The guest's last calls, the latest at the end."""
+        return () if self._loop is None else self._loop.recent
+
+    @property
+    def processes(self) -> Sequence[Process]:
+        """The programs that run, by their order of start."""
+        return () if self._processes is None else self._processes.all()
 
     @property
     def panicked(self) -> bool:

@@ -26,6 +26,7 @@ from svsmd.core.ipc.served_protocol import ProtocolPort
 from svsmd.core.log import CoreLog
 from svsmd.core.memory import OutOfMemory
 from svsmd.core.percpu import GuestWorld, PerCpu
+from svsmd.core.recent_calls import CallRecord, RecentCalls
 from svsmd.core.result_codes import SvsmError, SvsmResult, memory_required
 from svsmd.snp import ghcb_msr
 from svsmd.snp.faults import GuestFault
@@ -88,6 +89,7 @@ class RequestLoop:
         self._log = log
         self._on_refusal = refused
         self._sharing = sharing
+        self.recent: Final = RecentCalls()
 
     def run(self, cpu: PerCpu) -> Handler[Never]:
         """The life of a vCPU after boot: a task that never leaves its CPU."""
@@ -126,12 +128,13 @@ class RequestLoop:
 
         It may run if this vCPU's world is still the same.
         """
+        began = cpu.port.rdtsc()
         with self._held(cpu, world):
             vmsa = yield from self._stop_guest(cpu, world)
             request = yield from self._take_request(cpu, world, vmsa)
             port = None if request is None else self._served.get(request.protocol)
             if request is None or port is None:
-                yield from self._finish(cpu, world, request, None)
+                yield from self._finish(cpu, world, request, None, began)
                 return request is not None
         # Others go on meanwhile, so nothing is held: not even the vCPU itself is sure to be there
         # afterwards.
@@ -140,7 +143,7 @@ class RequestLoop:
             yield Preempt()
         if cpu.world is world:
             with self._held(cpu, world):
-                yield from self._finish(cpu, world, request, reply)
+                yield from self._finish(cpu, world, request, reply, began)
         return True
 
     @contextmanager
@@ -156,12 +159,24 @@ class RequestLoop:
             yield
 
     def _finish(
-        self, cpu: PerCpu, world: GuestWorld, request: Request | None, reply: Reply | None
+        self,
+        cpu: PerCpu,
+        world: GuestWorld,
+        request: Request | None,
+        reply: Reply | None,
+        began: int,
     ) -> Handler[None]:
         """Serve a request that has no reply yet, write the reply, let the guest run."""
         if request is not None:
             if reply is None:
                 reply = yield from self._serve(cpu, request)
+            ticks = cpu.port.rdtsc() - began
+            self.recent.append(
+                CallRecord(
+                    cpu.apic_id, request.protocol, request.call, request.rcx, reply.rax, began,
+                    ticks,
+                )
+            )  # fmt: skip
             # DELETE_VCPU of the caller itself: the page belongs to the guest again.
             if self._memory.world_of(world.vmsa) is world:
                 yield from _write_reply(cpu, world.vmsa, reply)

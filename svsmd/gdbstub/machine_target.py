@@ -14,6 +14,7 @@ from typing import Final
 from svsmd.gdbstub.machine_view import ACTIVITY, MachineView
 from svsmd.gdbstub.monitor import monitor_commands
 from svsmd.gdbstub.physical_memory import read_physical, write_physical
+from svsmd.gdbstub.tables import machine_tables
 from svsmd.gdbstub.target import (
     G_LAYOUT,
     NO_SYSCALL,
@@ -24,6 +25,7 @@ from svsmd.gdbstub.target import (
     StopEvent,
     Stopped,
     StopReason,
+    Table,
     TargetError,
     Thread,
     WatchpointKind,
@@ -67,6 +69,7 @@ class MachineTarget:
         self._selected: int | None = None
         self.view: Final = MachineView(machine, self._selection, self.threads, self._read_selected)
         self._commands = monitor_commands(self.view)
+        self._tables = machine_tables(self.view)
 
     # -- vCPUs ------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class MachineTarget:
             self._machine.silicon.debug_write(spa, part)
 
     def _read_selected(self, gva: int, length: int) -> bytes:
-        return self._read_world(self._selection()[1], gva, length)
+        return self._read_world(self.view.selected()[1], gva, length)
 
     def read_physical_memory(self, gpa: int, length: int) -> bytes:
         """See SupportsPhysicalMemory."""
@@ -309,3 +312,8 @@ class MachineTarget:
     def monitor_commands(self) -> Mapping[str, MonitorCommand]:
         """See SupportsMonitor."""
         return self._commands
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """See SupportsTables."""
+        return self._tables

@@ -41,9 +41,19 @@ class MachineView:
         read_linear: Callable[[int, int], bytes],
     ) -> None:
         self.machine: Final = machine
-        self.selected: Final = selected
+        self._selected = selected
+        self.chosen: int | None = None
+        """The vCPU that `monitor cpu` has named; None: that of the selected thread."""
         self.threads: Final = threads
         self.read_linear: Final = read_linear
+
+    def selected(self) -> tuple[Vcpu, World | None]:
+        """The vCPU that is looked at, and its world; None if it has not started."""
+        vcpus = self.machine.hypervisor.vcpus
+        if self.chosen is None or self.chosen >= len(vcpus):
+            return self._selected()
+        vcpu = vcpus[self.chosen]
+        return vcpu, vcpu.world
 
     def processor(self) -> Processor:
         """The CPU with the selected world loaded. Raises `TargetError` if there is none."""

@@ -12,7 +12,7 @@ Spec: GDB manual, appendix E (remote serial protocol): E.3 stop reply packets, E
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final, Protocol, runtime_checkable
@@ -243,6 +243,27 @@ class SupportsPhysicalMemory(Protocol):
 
     def write_physical_memory(self, gpa: int, data: bytes) -> None:
         """As `Target.write_memory`, by guest-physical address."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of `info os`."""
+
+    title: str
+    description: str
+    columns: Sequence[str]
+    rows: Callable[[], Iterable[Sequence[str]]]
+    """As many cells as there are columns. Raises `TargetError`."""
+
+
+@runtime_checkable
+class SupportsTables(Protocol):
+    """A machine with tables (qXfer:osdata:read)."""
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The tables by the name that `info os` takes."""
         ...
 
 

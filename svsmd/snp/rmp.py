@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
@@ -231,6 +231,49 @@ class Rmp:
             asid=high & _ASID,
             permissions=(p0, p1, p2, p3),
         )
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """All covered pages in runs of entries that differ in their GPAs alone, which go on.
+
+        First page and number of pages; a debugger's table is made of them.
+        """
+        first = count = 0
+        expected: tuple[int, int] | None = None
+        for page, npages, low, high in self._equal_pieces():
+            if count and page == first + count and (low, high) == expected:
+                count += npages
+            else:
+                if count:
+                    yield first, count
+                first, count = page, npages
+            step = npages << PAGE_SHIFT if low & _ASSIGNED else 0
+            expected = (low + step, high)
+        if count:
+            yield first, count
+
+    def _equal_pieces(self) -> Iterator[tuple[int, int, int, int]]:
+        """Page, number of pages, and the first entry: a region at once where that is possible."""
+        words = self._words
+        for start, stop in self._ranges:
+            page = start
+            while page < stop:
+                low, high = words[page << 1], words[(page << 1) + 1]
+                whole = not page % PAGES_PER_HUGE_PAGE and page + PAGES_PER_HUGE_PAGE <= stop
+                if whole and (low & _SIZE_2M or self._is_even(page, low, high)):
+                    yield page, PAGES_PER_HUGE_PAGE, low, high
+                    page += PAGES_PER_HUGE_PAGE
+                else:
+                    yield page, 1, low, high
+                    page += 1
+
+    def _is_even(self, page: int, low: int, high: int) -> bool:
+        """Whether the entries of a region are one and the same, with consecutive GPAs."""
+        entry = high << 64 | low
+        wanted = entry * _EVERY_ENTRY + (_GPA_STEPS if low & _ASSIGNED else 0)
+        start = page * _ENTRY_SIZE
+        # bytes: comparing a memoryview goes byte by byte.
+        region = bytes(self._table[start : start + _REGION_SIZE])
+        return region == wanted.to_bytes(_REGION_SIZE, "little")
 
     def permissions(
         self, page: int, vmpl: int, gpa_page: int | None = None, asid: int = GUEST_ASID

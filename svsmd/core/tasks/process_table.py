@@ -65,6 +65,10 @@ class ProcessTable:
     def __len__(self) -> int:
         return len(self._processes)
 
+    def all(self) -> tuple[Process, ...]:
+        """Those that have not ended, by their order of start."""
+        return tuple(self._processes.values())
+
     def _leave(self, _cpu: PerCpu, task: Task) -> None:
         """A task gives its CPU up."""
         process = self._processes.get(task)

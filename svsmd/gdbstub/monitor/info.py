@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from svsmd.gdbstub.machine_view import MachineView
+from svsmd.gdbstub.machine_view import MachineView, number
 from svsmd.gdbstub.monitor.registers import register_dump
 from svsmd.gdbstub.page_tables import Leaf, P, PageTables, U, W, canonical
 from svsmd.gdbstub.target import MonitorCommand, TargetError
@@ -65,8 +65,26 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
             raise TargetError("usage: info [mem | tlb | registers]")
         return part()
 
+    def cpu(arguments: Sequence[str]) -> str:
+        if len(arguments) > 1:
+            raise TargetError("usage: cpu [VCPU | thread]")
+        if arguments and arguments[0] == "thread":
+            view.chosen = None
+        elif arguments:
+            index = number(arguments[0])
+            if index >= len(view.machine.hypervisor.vcpus):
+                raise TargetError(f"there is no vCPU {index}")
+            view.chosen = index
+        why = "the selected thread's" if view.chosen is None else "chosen here"
+        return f"{view.title()}, {why}\n"
+
     text = "ticks, vCPUs and what each runs; mappings and registers as QEMU shows them"
-    return {"info": MonitorCommand("[mem | tlb | registers]", text, info)}
+    return {
+        "info": MonitorCommand("[mem | tlb | registers]", text, info),
+        "cpu": MonitorCommand(
+            "[VCPU | thread]", "whose memory and registers these commands show", cpu
+        ),
+    }
 
 
 def _text(lines: Iterator[str], tables: PageTables) -> str:

@@ -71,6 +71,8 @@ class Context:
     """Console packets that go out before the reply."""
     physical: bool = False
     """Addresses are guest-physical ones (`Qqemu.PhyMemMode:1`)."""
+    osdata: bytes = b""
+    """The document of the qXfer:osdata:read transfer under way."""
     threads_xml: bytes = b""
     """The document of the qXfer:threads:read transfer under way."""
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Final
 
+from svsmd.gdbstub.packets import osdata
 from svsmd.gdbstub.packets.context import (
     OK,
     UNSUPPORTED,
@@ -23,7 +24,7 @@ from svsmd.gdbstub.packets.context import (
     parse_tid,
 )
 from svsmd.gdbstub.rsp import MAX_BODY, MAX_PACKET
-from svsmd.gdbstub.target import SupportsBreakpoints
+from svsmd.gdbstub.target import SupportsBreakpoints, SupportsTables
 from svsmd.gdbstub.target_xml import TARGET_XML
 
 
@@ -41,6 +42,8 @@ def supported(ctx: Context, args: bytes) -> bytes:
     ]
     if isinstance(ctx.target, SupportsBreakpoints):
         features += [b"swbreak+", b"hwbreak+"]
+    if isinstance(ctx.target, SupportsTables):
+        features.append(b"qXfer:osdata:read+")
     return b";".join(features)
 
 
@@ -104,7 +107,7 @@ def transfer(ctx: Context, args: bytes) -> bytes:
     object_, _, rest = args[1:].partition(b":")
     operation, _, rest = rest.partition(b":")
     annex, _, where = rest.partition(b":")
-    if operation != b"read" or object_ not in (b"features", b"threads"):
+    if operation != b"read" or object_ not in (b"features", b"threads", b"osdata"):
         return UNSUPPORTED
     offset_text, _, length_text = where.partition(b",")
     offset, length = parse_hex(offset_text), parse_hex(length_text)
@@ -112,6 +115,12 @@ def transfer(ctx: Context, args: bytes) -> bytes:
         if annex != b"target.xml":
             raise PacketError(Errno.INVALID, "there is only target.xml")
         document = TARGET_XML
+    elif object_ == b"osdata":
+        if not isinstance(ctx.target, SupportsTables):
+            return UNSUPPORTED
+        if offset == 0:
+            ctx.osdata = osdata.document(ctx, ctx.target, annex)
+        document = ctx.osdata
     else:
         # The list must not change between the parts of one transfer.
         if offset == 0:
