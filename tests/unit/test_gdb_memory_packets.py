@@ -39,7 +39,7 @@ def crc_of_gdb(data: bytes) -> int:
 
 def test_physical_mode() -> None:
     client = Client()
-    assert client.ask(b"qqemu.Supported") == b"PhyMemMode"
+    assert client.ask(b"qqemu.Supported") == b"sstepbits;sstep;PhyMemMode"
     assert client.ask(b"qqemu.PhyMemMode") == b"0"
     assert client.ask(b"m0,2") == b"E0e"
     assert client.ask(b"Qqemu.PhyMemMode:1") == b"OK"
@@ -66,7 +66,16 @@ def test_physical_mode() -> None:
         (b"Qqemu.PhyMemModes:1", b""),
         (b"Qqemu", b""),
         (b"qqemu", b""),
-        (b"qqemu.sstep", b""),
+        (b"qqemu.sstepbit", b""),
+        (b"qqemu.sstep", b"0x1"),
+        (b"Qqemu.sstep", b"0x1"),
+        (b"qqemu.sstepbits", b"ENABLE=1"),
+        (b"Qqemu.sstepbits", b"ENABLE=1"),
+        (b"Qqemu.sstep=1", b"OK"),
+        (b"Qqemu.sstep=0x1", b"OK"),
+        (b"Qqemu.sstep=7", b"E16"),
+        (b"Qqemu.sstep=", b"E16"),
+        (b"Qqemu.sstep=z", b"E16"),
     ],
 )
 def test_mistakes(packet: bytes, reply: bytes) -> None:
@@ -79,7 +88,7 @@ def test_a_machine_without_physical_memory() -> None:
     client = Client()
     client.session._context.target = NoPhysical(client.machine)  # type: ignore[assignment]
     assert client.ask(b"qqemu.PhyMemMode") == client.ask(b"Qqemu.PhyMemMode:1") == b""
-    assert client.ask(b"qqemu.Supported") == b""
+    assert client.ask(b"qqemu.Supported") == b"sstepbits;sstep"
 
 
 # searches

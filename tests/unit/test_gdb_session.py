@@ -627,6 +627,7 @@ def monitor_output(client: Client, line: str) -> str:
 
 def test_monitor(client: Client) -> None:
     assert monitor_output(client, "echo a  b") == "a b\n"
+    assert monitor_output(client, "echo/4xb 0") == "/4xb 0\n"
     assert monitor_output(client, "fail") == "fail: that does not work\n"
     assert monitor_output(client, "x") == "unknown command 'x'; try: monitor help\n"
     assert client.ask(b"qRcmd,6563686f") == b"OK"  # echo of nothing

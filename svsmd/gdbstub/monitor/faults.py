@@ -29,6 +29,12 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
         lines.append(f"{gva:#x} -> {translation.gpa & ~C_BIT:#x}, C-bit {c_bit}")
         return "\n".join(lines) + "\n"
 
+    def gva2gpa(arguments: Sequence[str]) -> str:
+        if len(arguments) != 1:
+            raise TargetError("usage: gva2gpa GVA")
+        translation = view.processor().trace(number(arguments[0]), debug=True).translation
+        return "Unmapped\n" if translation is None else f"gpa: {translation.gpa & ~C_BIT:#x}\n"
+
     def why(arguments: Sequence[str]) -> str:
         if len(arguments) > 1:
             raise TargetError("usage: why [GVA]")
@@ -48,6 +54,7 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
 
     return {
         "walk": MonitorCommand("GVA", "each level of the page tables of an address", walk),
+        "gva2gpa": MonitorCommand("GVA", "the physical address, as QEMU says it", gva2gpa),
         "why": MonitorCommand(
             "[GVA]", "what may be done at an address and why not; of the last fault", why
         ),

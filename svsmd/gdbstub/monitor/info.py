@@ -55,14 +55,23 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
         silicon = view.machine.silicon
         return register_dump(silicon.registers, vcpu.index, halted=not world.can_run())
 
-    parts: Mapping[str, Callable[[], str]] = {"mem": mem, "tlb": tlb, "registers": registers}
+    def cpus() -> str:
+        chosen = view.selected()[0]
+        return "".join(
+            f"{'*' if vcpu is chosen else ' '} CPU #{vcpu.index}: VMPL{int(vcpu.vmpl)}\n"
+            for vcpu in view.machine.hypervisor.vcpus
+        )
+
+    parts: Mapping[str, Callable[[], str]] = {
+        "mem": mem, "tlb": tlb, "registers": registers, "cpus": cpus,
+    }  # fmt: skip
 
     def info(arguments: Sequence[str]) -> str:
         if not arguments:
             return machine()
         part = parts.get(arguments[0])
         if part is None or len(arguments) > 1:
-            raise TargetError("usage: info [mem | tlb | registers]")
+            raise TargetError("usage: info [mem | tlb | registers | cpus]")
         return part()
 
     def cpu(arguments: Sequence[str]) -> str:
@@ -80,7 +89,7 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
 
     text = "ticks, vCPUs and what each runs; mappings and registers as QEMU shows them"
     return {
-        "info": MonitorCommand("[mem | tlb | registers]", text, info),
+        "info": MonitorCommand("[mem | tlb | registers | cpus]", text, info),
         "cpu": MonitorCommand(
             "[VCPU | thread]", "whose memory and registers these commands show", cpu
         ),

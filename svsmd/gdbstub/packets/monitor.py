@@ -46,7 +46,9 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
 
 def _run(commands: Mapping[str, MonitorCommand], line: str) -> str:
     words = line.split() or ["help"]
-    name, args = words[0], words[1:]
+    # As QEMU does, and programs write: `xp/16xb 0` is `xp /16xb 0`.
+    name, slash, form = words[0].partition("/")
+    args = [slash + form, *words[1:]] if slash else words[1:]
     if name == "help":
         return _help(commands, args)
     command = commands.get(name)
