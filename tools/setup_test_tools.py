@@ -26,6 +26,7 @@ PROGRAMS: Final = {
         "iasl": "acpica-tools",
         "mke2fs": "e2fsprogs",
         "musl-gcc": "musl-tools",
+        "qemu-system-x86_64": "qemu-system-x86",
         "telnet": "inetutils-telnet",
     },
     "bench": {"gdb": "gdb", "qemu-system-x86_64": "qemu-system-x86"},

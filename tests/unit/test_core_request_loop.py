@@ -23,6 +23,7 @@ from svsmd.core.log import LOG_LINE_LENGTH, LOG_LINES, CoreLog
 from svsmd.core.panic import Cause
 from svsmd.core.port import GateCall
 from svsmd.core.protocols.core import SvsmCoreCall
+from svsmd.core.recent_calls import RECENT_CALLS
 from svsmd.core.result_codes import SvsmResult
 from svsmd.snp import ghcb_msr
 from svsmd.snp.faults import NestedFault
@@ -257,3 +258,22 @@ def test_log_is_a_ring() -> None:
     assert log.lines[0] == "line 6"
     assert len(log.lines[-1]) == LOG_LINE_LENGTH
     assert len(seen) == LOG_LINES + 6
+
+
+def test_the_last_calls_are_kept(machine: FakeVmpl0) -> None:
+    """With who made them, what came of them and how long they took; not for ever."""
+    assert not machine.core.recent_calls
+    prepare(machine, rcx=0x1234)
+    assert machine.run(0) == "guest"
+    (record,) = machine.core.recent_calls
+    assert (record.apic_id, record.protocol, record.call, record.rcx) == (0, 0, QUERY, 0x1234)
+    assert record.result == SvsmResult.SVSM_SUCCESS
+    assert record.began > 0
+    assert record.ticks > 0
+    for _ in range(RECENT_CALLS + 5):
+        prepare(machine)
+        assert machine.run(0) == "guest"
+    assert len(machine.core.recent_calls) == RECENT_CALLS
+    assert [call.began for call in machine.core.recent_calls] == sorted(
+        call.began for call in machine.core.recent_calls
+    )

@@ -145,6 +145,16 @@ def test_what_cannot_be_read_is_said_in_words() -> None:
     assert client.ask(b"qSearch:memory:2ff0;20;a") == b"E.no page table maps 0x3000"
 
 
+def test_what_gdb_has_said_holds() -> None:
+    """pwndbg and gef send qSupported themselves, by `maintenance packet`."""
+    client = Client(hello=b"qSupported:error-message+;swbreak+")
+    client.ask(b"qSupported")
+    client.ask(b"qSupported:multiprocess+;xmlRegisters=i386")
+    assert client.ask(b"m0,1").startswith(b"E.")
+    client.ask(b"Z0,1008,1")
+    assert b"swbreak:;" in (client.go() or b"")
+
+
 @given(st.binary(max_size=64))
 def test_crc(data: bytes) -> None:
     client = Client()

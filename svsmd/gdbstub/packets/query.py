@@ -30,7 +30,8 @@ from svsmd.gdbstub.target_xml import TARGET_XML
 
 def supported(ctx: Context, args: bytes) -> bytes:
     """`qSupported:FEATURE;...`: take note of the client's features and tell ours."""
-    ctx.client_features = frozenset(args[1:].split(b";"))
+    # Extensions of gdb ask again, in words of their own: what gdb has said goes on to hold.
+    ctx.client_features |= frozenset(args[1:].split(b";"))
     features = [
         b"PacketSize=%x" % MAX_PACKET,
         b"QStartNoAckMode+",
