@@ -122,8 +122,8 @@ class Core:
 
     @property
     def processes(self) -> Sequence[Process]:
-        """The programs that run, by their order of start."""
-        return () if self._processes is None else self._processes.all()
+        """The programs that have not ended, the oldest first."""
+        return () if self._processes is None else self._processes.processes
 
     @property
     def panicked(self) -> bool:

@@ -65,8 +65,9 @@ class ProcessTable:
     def __len__(self) -> int:
         return len(self._processes)
 
-    def all(self) -> tuple[Process, ...]:
-        """Those that have not ended, by their order of start."""
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Those that have not ended, the oldest first."""
         return tuple(self._processes.values())
 
     def _leave(self, _cpu: PerCpu, task: Task) -> None:
