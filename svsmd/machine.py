@@ -59,6 +59,7 @@ from svsmd.payload import Payload, read_payload
 from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.entropy import EntropySource
+from svsmd.snp.events import SnpEvents
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.launch_digest import PageType
 from svsmd.snp.silicon import GateCall, Silicon
@@ -89,6 +90,7 @@ class Machine:
     Attributes:
         on_console: called with what the guest writes to COM1, during a slice.
         on_svsm_console: called with the SVSM's log, a line at a time.
+        events: what a debugger can wait for; the same object after a reset.
 
     Raises:
         UserError: the guest cannot be loaded.
@@ -104,13 +106,18 @@ class Machine:
         self._entropy = EntropySource(config.seed)
         # It goes on after a reset: nobody is given the same bytes twice.
         self._guest_entropy = self._entropy.stream("virtio entropy device")
+        self.events = SnpEvents()
         self._power_on()
 
     # -- power ------------------------------------------------------------------------------
 
     def _power_on(self) -> None:
+        with self.events.muted():
+            self._launch()
+
+    def _launch(self) -> None:
         config = self.config
-        self.silicon = Silicon(config.memory, self._entropy)
+        self.silicon = Silicon(config.memory, self._entropy, self.events)
         self.core: Core | None = None
         self._restarts = 0
         self._debug_line = bytearray()
@@ -271,7 +278,9 @@ class Machine:
         And the one at which the SVSM stops for a debugger when it panics.
         """
         layout = ImageLayout(image.text_end, image.rodata_end, image.end)
-        core = self.core = Core(CoreConfig(image.cpu_start, layout, on_log=self._svsm_line))
+        core = self.core = Core(
+            CoreConfig(image.cpu_start, layout, self._svsm_line, events=self.events)
+        )
 
         def gate(call: GateCall) -> None:
             core.gate_entry(call)
@@ -379,7 +388,7 @@ class Machine:
                 reason = f"the guest crashed: {text}"
                 return Ended(ExitCode.GUEST_CRASHED, reason, self._panic_report)
             case Debug(stop, vcpu, _):
-                return DebugEvent(vcpu, stop.reason, stop.address)
+                return DebugEvent(vcpu, stop.reason, stop.address, stop.event)
             case unreachable:
                 assert_never(unreachable)
 
@@ -414,7 +423,8 @@ class Machine:
         files[RESTART_FILE] = self._restarts.to_bytes(4, "little")
         self._build_host(files)
         self.hypervisor.take_over(old)
-        assign_the_rest(silicon, subtract(ram, [range(region.base, region.end)]))
+        with self.events.muted():
+            assign_the_rest(silicon, subtract(ram, [range(region.base, region.end)]))
 
     # -- debugging --------------------------------------------------------------------------
 

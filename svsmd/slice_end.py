@@ -6,6 +6,7 @@ Spec: docs/architecture.md.
 
 from dataclasses import dataclass
 
+from svsmd.snp.events import SnpEvent
 from svsmd.snp.exits import DebugReason
 
 
@@ -42,17 +43,19 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class DebugEvent:
-    """A breakpoint, a watchpoint or a panic of the SVSM stopped a vCPU, and with it the machine.
+    """A breakpoint, a watchpoint, a catch or a panic of the SVSM stopped the machine.
 
     Attributes:
         vcpu: its number, from 0 on.
         kind: what stopped it.
         address: of the breakpoint or of the watched data, or where the SVSM panicked (GVA).
+        event: what was caught, with DebugReason.EVENT.
     """
 
     vcpu: int
     kind: DebugReason
     address: int
+    event: SnpEvent | None = None
 
 
 SliceEnd = Stopped | Idle | Ended | DebugEvent

@@ -11,7 +11,7 @@ Spec: 58019 (SVSM); the gate is described in `svsmd/core/native/layout.h`, what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Never
 
 from svsmd.core.access import load_own, store_own
@@ -52,6 +52,7 @@ from svsmd.core.tasks.process import Process
 from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.core.trap_frame import vector_name
+from svsmd.snp.events import SnpEvents
 from svsmd.snp.types import PAGE_SIZE
 
 MAX_LATER_EXCEPTIONS: Final = 4
@@ -64,13 +65,15 @@ class CoreConfig:
 
     `cpu_start` is the GVA of the kernel's symbol svsm_cpu_start, `image` where its parts end.
     Everything about the machine comes from the measured launch-info page and from stage 2 instead.
-    With `poison` freed memory of the SVSM is filled, and looked at when it is used again.
+    With `poison` freed memory of the SVSM is filled, and looked at when it is used again. `events`
+    is told of calls, for debuggers; it tells the core nothing.
     """
 
     cpu_start: int
     image: ImageLayout
     on_log: Callable[[str], None] | None = None
     poison: bool = False
+    events: SnpEvents = field(default_factory=SnpEvents)
 
 
 class Core:
@@ -202,8 +205,9 @@ class Core:
         archive = Archive(cpu, *kernel.archive)
         cpuid = ProgramCpuid(cpuid_functions(cpu, launch))
         processes = self._processes = make_processes(
-            scheduler, machine.pages, archive, self.log, cpuid, ipc, served, machine.memory
-        )
+            scheduler, machine.pages, archive, self.log, cpuid, ipc, served, machine.memory,
+            self._config.events,
+        )  # fmt: skip
         self._loop = RequestLoop(
             machine.memory,
             self._protocols,
@@ -212,6 +216,7 @@ class Core:
             self.log,
             refused,
             scheduler,
+            self._config.events,
         )
         for apic_id in others:
             yield from start_ap(cpu, machine, self._cpus[apic_id], self._config.cpu_start)

@@ -29,6 +29,7 @@ from svsmd.core.percpu import GuestWorld, PerCpu
 from svsmd.core.recent_calls import CallRecord, RecentCalls
 from svsmd.core.result_codes import SvsmError, SvsmResult, memory_required
 from svsmd.snp import ghcb_msr
+from svsmd.snp.events import EventClass, SnpEvents
 from svsmd.snp.faults import GuestFault
 from svsmd.snp.ghcb_msr import GhcbInfo, UnexpectedResponse
 from svsmd.snp.types import PAGE_SIZE, Gpa, Vmpl
@@ -77,10 +78,11 @@ class RequestLoop:
         log: CoreLog,
         refused: Callable[[PerCpu], Handler[bool]],
         sharing: CpuSharing,
+        events: SnpEvents | None = None,
     ) -> None:
         """`served` are protocols that programs serve, which come before `protocols` of the same
         number. `refused` handles a refusal of the host to run the guest: whether there is one
-        again.
+        again. `events` is told of the calls.
         """
         self._memory = memory
         self._protocols = protocols
@@ -90,6 +92,7 @@ class RequestLoop:
         self._on_refusal = refused
         self._sharing = sharing
         self.recent: Final = RecentCalls()
+        self._events = events or SnpEvents()
 
     def run(self, cpu: PerCpu) -> Handler[Never]:
         """The life of a vCPU after boot: a task that never leaves its CPU."""
@@ -177,6 +180,8 @@ class RequestLoop:
                     ticks,
                 )
             )  # fmt: skip
+            if self._events.armed & EventClass.SVSM.bit:
+                self._tell(request, reply)
             # DELETE_VCPU of the caller itself: the page belongs to the guest again.
             if self._memory.world_of(world.vmsa) is world:
                 yield from _write_reply(cpu, world.vmsa, reply)
@@ -184,6 +189,13 @@ class RequestLoop:
             yield from self._show_available(cpu, world)
             # No flush here: whoever takes a right away from the guest flushes at once.
             yield from set_svme(cpu, world.vmsa, True)
+
+    def _tell(self, request: Request, reply: Reply) -> None:
+        values = {
+            "protocol": request.protocol, "call": request.call,
+            "rcx": request.rcx, "rdx": request.rdx, "result": reply.rax,
+        }  # fmt: skip
+        self._events.note(EventClass.SVSM, values)
 
     def _show_available(self, cpu: PerCpu, world: GuestWorld) -> Handler[None]:
         """Say in the calling area whether memory can be withdrawn, if that has changed."""

@@ -36,8 +36,10 @@ from svsmd.host.scheduler import DEFAULT_TIME_SLICE, Scheduler
 from svsmd.host.silicon_port import HostSilicon
 from svsmd.host.vcpu import Activity, Vcpu, World
 from svsmd.snp import ghcb_msr
+from svsmd.snp.events import EventClass
 from svsmd.snp.exits import (
     Cr8WriteTrap,
+    DebugReason,
     DebugStop,
     Exit,
     Hlt,
@@ -84,6 +86,7 @@ class Hypervisor:
     def __init__(self, silicon: HostSilicon, platform: Platform, config: HypervisorConfig) -> None:
         # Runtime glue.
         self._silicon: Final = silicon
+        self._events: Final = silicon.rmp.events
         self._timers: Final = platform.timers
         self._platform: Final = platform
         self.vcpus: Final = tuple(
@@ -132,8 +135,10 @@ class Hypervisor:
         Timers that are due go first. The chosen vCPU then runs, its exits being answered, until it
         halts, its slice or the next timer's deadline is over, the clock reaches `until` ticks,
         somebody waits for the machine, or there is an outcome. Once the machine has ended, its end
-        is all that comes.
+        is all that comes. Events that a debugger has still to hear of come before anything else.
         """
+        if self._events.pending:
+            return self._caught()
         if self._end is not None:
             return self._end
         if self._interrupted is not None:
@@ -161,7 +166,11 @@ class Hypervisor:
         turn it is, and for how long, does not change.
         """
         vcpu, interrupted = self.vcpus[index], self._interrupted
-        if self._end is not None or (interrupted is not None and interrupted[0] is vcpu):
+        if (
+            self._events.pending
+            or self._end is not None
+            or (interrupted is not None and interrupted[0] is vcpu)
+        ):
             return self.step(_NEVER)
         now = self._silicon.clock.now
         self._timers.run_due(now)
@@ -176,9 +185,10 @@ class Hypervisor:
             self._interrupted = interrupted
 
     def _run(self, vcpu: Vcpu, until: int, *, resumed: bool = False) -> HostOutcome:
-        silicon = self._silicon
+        silicon, events = self._silicon, self._events
         clock = silicon.clock
         ran = False
+        events.vcpu = vcpu.index
         while resumed or (clock.now < until and vcpu.can_run()):
             # A guest may exit so often that the silicon itself never comes to stop.
             if ran and silicon.stop_requested:
@@ -194,11 +204,24 @@ class Hypervisor:
             resumed = False
             if world is None:
                 break
-            match self._vmrun(world, until):
+            if world.vmpl is not vcpu.entered:
+                self._switched(vcpu, world)
+            if events.pending:
+                # What the exit before this one has brought, or the switch.
+                self._interrupted = (vcpu, until)
+                return self._caught()
+            exit_ = world.unserved or self._vmrun(world, until)
+            world.unserved = None
+            if events.pending:
+                caught = isinstance(exit_, DebugStop) and exit_.reason is DebugReason.EVENT
+                world.unserved = None if caught else exit_
+                self._interrupted = (vcpu, until)
+                return self._caught()
+            match exit_:
                 case Vmgexit():
                     self._end = self._vmgexit(vcpu, world) or self._platform.end
                     if self._end is not None:
-                        return self._end
+                        return self._caught() if events.pending else self._end
                 case Hlt():
                     enabled = world.vmcb.guest_interrupt_mask
                     vcpu.wait(Activity.HALTED if enabled else Activity.HALTED_MASKED)
@@ -231,6 +254,17 @@ class Hypervisor:
                     assert_never(unreachable)
         return _CONTINUE
 
+    def _switched(self, vcpu: Vcpu, world: World) -> None:
+        before, vcpu.entered = vcpu.entered, world.vmpl
+        if self._events.armed & EventClass.VMPL.bit and before is not None:
+            values = {"from": before, "to": world.vmpl}
+            self._events.note(EventClass.VMPL, values, vmpl=before)
+
+    def _caught(self) -> Debug:
+        """The machine stops for the next of the events that were caught."""
+        event = self._events.take()
+        return Debug(DebugStop(DebugReason.EVENT, event.rip, event), event.vcpu, event.vmpl)
+
     def _vmrun(self, world: World, until: int) -> Exit:
         """Enter `world`, with the interrupt that its APIC wants delivered."""
         vmcb, plane = world.vmcb, world.plane
@@ -251,7 +285,10 @@ class Hypervisor:
         cells = self.port_cells
         if cells is None:
             return self._silicon.vmrun(world.vmcb, until)
-        cells.lend(world)
+        if self._events.armed & EventClass.VMGEXIT.bit:
+            cells.withhold()
+        else:
+            cells.lend(world)
         exit_ = self._silicon.vmrun(world.vmcb, until)
         cells.take_back()
         return exit_

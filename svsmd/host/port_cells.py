@@ -118,6 +118,10 @@ class PortCells:
             cells.start, cells.reload, cells.high_next = counting
             cells.timer = self._timer
 
+    def withhold(self) -> None:
+        """VMRUN comes next, and the host wants to see every VMGEXIT."""
+        self._cells.ghcb_gpa = _NO_GHCB
+
     def take_back(self) -> None:
         """VMRUN is over: the devices go on from where the native code left them."""
         cells = self._cells

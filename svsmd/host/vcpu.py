@@ -18,6 +18,7 @@ from enum import Enum, auto
 from typing import Final
 
 from svsmd.host.plane import Plane
+from svsmd.snp.exits import Exit
 from svsmd.snp.ghcb import GHCB_VERSION_MAX, GHCB_VERSION_MIN, Ghcb
 from svsmd.snp.ghcb_msr import sev_info_response
 from svsmd.snp.types import C_BIT_POSITION, PAGE_SHIFT, Vmpl
@@ -48,7 +49,7 @@ class Activity(Enum):
 class World:
     """One VMPL of a vCPU that has a VMSA."""
 
-    __slots__ = ("activity", "dr7", "ghcb", "ghcb_gpa", "plane", "vmcb", "vmpl")
+    __slots__ = ("activity", "dr7", "ghcb", "ghcb_gpa", "plane", "unserved", "vmcb", "vmpl")
 
     def __init__(self, vmpl: Vmpl, vmcb: Vmcb, plane: Plane) -> None:
         # Fixed configuration.
@@ -63,6 +64,8 @@ class World:
         self.ghcb: Ghcb | None = None
         """View of that page, made when it was first used; good while the page is shared."""
         self.dr7 = DR7_AFTER_RESET
+        self.unserved: Exit | None = None
+        """An exit that a debugger has stopped at, before it was served."""
 
     def register_ghcb(self, gfn: int) -> None:
         """The GHCB of this world is in page number `gfn` from now on."""
@@ -116,6 +119,8 @@ class Vcpu:
         self._planes: dict[Vmpl, Plane] = {}
         self._vmsa_on_init: dict[Vmpl, int] = {}
         self._start_next: Vmpl | None = None
+        self.entered: Vmpl | None = None
+        """The VMPL that ran last; None before any did."""
 
     @property
     def world(self) -> World | None:

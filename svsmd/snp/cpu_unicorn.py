@@ -30,6 +30,7 @@ from svsmd.snp.engine_callbacks import (
     Engine,
     EngineCallbacks,
     EngineExit,
+    Fast,
     Stop,
     address_of,
 )
@@ -162,6 +163,7 @@ class UnicornCpu:
         self._tlb_flush_control = ctypes.c_int((ucc.UC_CTL_IO_WRITE << 30) | ucc.UC_CTL_TLB_FLUSH)
         self._pending_error: BaseException | None = None
         self._stop_wanted: Callable[[], bool] = _nobody_waits
+        self._fast = Fast.ALL
         self.vmpl = 0
 
     # -- start ------------------------------------------------------------------------------
@@ -411,7 +413,15 @@ class UnicornCpu:
         else:
             self._d[self._hflags] &= ~_HF_TF
         self.shared.stepping = int(on)
-        self.shared.fast = int(not on)
+        self._choose_server()
+
+    def show_vcs(self, on: bool) -> None:
+        """While on, each event that is a #VC comes to the exit handler."""
+        self._fast = Fast.BUT_VC if on else Fast.ALL
+        self._choose_server()
+
+    def _choose_server(self) -> None:
+        self.shared.fast = Fast.NOTHING if self.shared.stepping else self._fast
 
     def answer_vmgexits(self, function: int, argument: int) -> bool:
         """See Silicon.answer_vmgexits()."""

@@ -84,6 +84,14 @@ class Trap(IntEnum):
     SHARED_FETCH = 2
 
 
+class Fast(IntEnum):
+    """What the native callbacks serve by themselves; enum fast of native/accel.c."""
+
+    NOTHING = 0
+    ALL = 1
+    BUT_VC = 2
+
+
 class EngineState(Protocol):
     """What the callbacks share with the rest of the silicon.
 
@@ -103,7 +111,7 @@ class EngineState(Protocol):
         skip_breakpoint: linear address whose breakpoint is passed once.
         exits: statistics.
         io_port, io_size: of the IN or OUT that is an exit VC.
-        fast: events that need no decision may be served without the exit handler.
+        fast: a Fast: which events may be served without the exit handler.
         rdtsc_exits: RDTSC is a #VC.
         tsc_scale, tsc_offset: what RDTSC makes of `ticks` (svsmd/snp/secure_tsc.py).
         v_irq: vector that waits for the interrupt window, or -1.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from svsmd.snp.events import SnpEvent
+
 
 @dataclass(frozen=True, slots=True)
 class Vmgexit:
@@ -82,21 +84,25 @@ class DebugReason(Enum):
     READ_WATCHPOINT = "rwatch"
     ACCESS_WATCHPOINT = "awatch"
     STEP = "step"
+    EVENT = "event"
+    """Something that a catch waits for has happened (svsmd/snp/events)."""
     PANIC = "panic"
     """The SVSM has given up, and written why to its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class DebugStop:
-    """Not a #VMEXIT: a breakpoint, a watchpoint or a single step of the attached debugger, or a
-    place that stops for one.
+    """Not a #VMEXIT: a breakpoint, a watchpoint, a catch or a single step of the attached debugger,
+    or a place that stops for one.
 
     Attributes:
         address: of the breakpoint, or of the watched data.
+        event: what was caught. None from the silicon: the events wait in a queue of their own.
     """
 
     reason: DebugReason
     address: int
+    event: SnpEvent | None = None
 
 
 Exit = Vmgexit | Hlt | Cr8WriteTrap | Shutdown | Npf | Intr | InvalidVmsa | Paused | DebugStop

@@ -12,7 +12,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from svsmd.snp.faults import GuestFault, Vector
+from svsmd.snp.events import EventClass
+from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, Vector
 from svsmd.snp.page_walk import EFER_LMA
 from svsmd.snp.vmsa_state import engine_flags, mode_flags
 
@@ -29,6 +30,8 @@ _EXT: Final = 1 << 0
 """Bit of a selector error code: the event came from outside (24593, 8.4.1)."""
 NMI: Final = 2
 DEBUG: Final = 1
+
+_VC_EVENT: Final = EventClass.VC.bit
 
 _TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
 _INTERRUPT_GATE, _TRAP_GATE = 0xE, 0xF
@@ -55,10 +58,16 @@ class InterruptDelivery:
             TripleFault: also #DF could not be delivered.
             NestedFault: delivery touched memory that the RMP refuses.
         """
+        if vector == Vector.VC and self._p.events.armed & _VC_EVENT:
+            self._tell_vc(error_code or 0)
         try:
             self._deliver(vector, error_code, fault=vector != DEBUG)
         except GuestFault as fault:
             self._second_fault(vector, fault)
+
+    def _tell_vc(self, code: int) -> None:
+        gva = self._cpu.cr[2] if code == PAGE_NOT_VALIDATED else 0
+        self._p.events.note(EventClass.VC, {"code": code, "gva": gva, "cpl": self._cpu.cpl})
 
     def _second_fault(self, first: int, fault: GuestFault) -> None:
         if first == DOUBLE_FAULT:

@@ -22,6 +22,7 @@ from svsmd.snp.engine_callbacks import (
     Engine,
     EngineCallbacks,
     EngineState,
+    Fast,
     address_of,
     sparse,
 )
@@ -166,7 +167,7 @@ class NativeCallbacks(EngineCallbacks):
         shared.slice_end = shared.deadline = shared.skip_breakpoint = NEVER
         shared.v_irq = -1
         shared.tsc_scale = TSC_SCALE_ONE
-        shared.fast = 1
+        shared.fast = Fast.ALL
         shared.assigned = address_of(self.assigned)
         shared.has_code = address_of(self._has_code)
         self._code_pages = sparse(engine.memory.size // PAGE_SIZE * _CODE_PAGE_BYTES)

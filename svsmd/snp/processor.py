@@ -134,6 +134,7 @@ class Processor:
         self.memory = memory
         self.rmp = rmp
         self.physical = physical
+        self.events = rmp.events
         self.debug = DebugSupport(self)
         self.delivery = InterruptDelivery(self)
         self.instructions = RmpInstructions(self)
@@ -203,7 +204,9 @@ class Processor:
             return
         if completed and self.exit is None:
             self.cpu.shared.skip_breakpoint = (1 << 64) - 1
-            if self.debug.stepping:
+            if self.events.pending:
+                self.leave(DebugStop(DebugReason.EVENT, self.cpu.linear_rip))
+            elif self.debug.stepping:
                 self.leave(DebugStop(DebugReason.STEP, self.cpu.linear_rip))
 
     def leave(self, exit_: Exit) -> None:

@@ -21,6 +21,8 @@ from svsmd.snp.chip_keys import ChipKeys
 from svsmd.snp.cpuid_page import CpuidPage
 from svsmd.snp.cpuid_policy import CPUID_SIGNATURE
 from svsmd.snp.entropy import EntropySource
+from svsmd.snp.events import EventClass
+from svsmd.snp.events.exits import tell_message
 from svsmd.snp.firmware_status import FirmwareStatus
 from svsmd.snp.firmware_version import API_MAJOR, API_MINOR, TCB_VERSION, TcbVersion
 from svsmd.snp.guest_context import (
@@ -253,6 +255,13 @@ class SecurityProcessor:
         BAD_MEASUREMENT (not made with the guest's VMPCK), AEAD_OFLOW (not the next sequence
         number). What is wrong with the request in the message is told in the response's STATUS.
         """
+        answer, status = self._answer(request)
+        events = self._rmp.events
+        if events.armed & EventClass.MESSAGE.bit:
+            tell_message(events, request, status)
+        return answer, status
+
+    def _answer(self, request: bytes) -> tuple[bytes, FirmwareStatus]:
         context = self._context
         if context.state is not GuestState.RUNNING:
             return b"", FirmwareStatus.INVALID_GUEST_STATE

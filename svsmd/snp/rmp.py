@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
+from svsmd.snp.events import EventClass, SnpEvents
 from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, NestedFault, NpfError, Vector
 from svsmd.snp.rmp_history import RmpChange, RmpHistory
 from svsmd.snp.types import (
@@ -165,6 +166,8 @@ _GPA_STEPS: Final = sum(
 _NPF_RMP: Final = int(NpfError.P | NpfError.U | NpfError.RMP | NpfError.ENC)
 _NPF_SIZEM: Final = _NPF_RMP | int(NpfError.SIZEM)
 
+_RMPUPDATE_EVENT: Final = EventClass.RMPUPDATE.bit
+
 _PERMS: Final = tuple(Perm(mask) for mask in range(_ALL + 1))
 _UNASSIGNED: Final = RmpEntry()
 
@@ -175,13 +178,19 @@ class Rmp:
     `ranges` are the SPA ranges of RAM in bytes, page aligned; a page outside is not covered by the
     RMP and belongs to the host for ever (24593, 15.36.5).
 
+    `events` is told of RMPUPDATE; everybody who makes events has the RMP, and finds it there.
+
     All of `on_change` are called with (first page, number of pages) after every instruction that
     changed an entry; page numbers are SPA >> 12. They are not when one fails or changes nothing.
     """
 
     def __init__(
-        self, ranges: Iterable[range], on_change: Callable[[int, int], None] | None = None
+        self,
+        ranges: Iterable[range],
+        on_change: Callable[[int, int], None] | None = None,
+        events: SnpEvents | None = None,
     ) -> None:
+        self.events: Final = events or SnpEvents()
         self.on_change: Final = [] if on_change is None else [on_change]
         self._ranges = tuple(
             (r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in ranges if r.stop > r.start
@@ -373,6 +382,10 @@ class Rmp:
         if not huge:
             self._assigned_4k[region] += (new_low & _ASSIGNED) - (low & _ASSIGNED)
         self._store(RmpChange.RMPUPDATE, index, page, npages, new_low, new_high)
+        if self.events.armed & _RMPUPDATE_EVENT:
+            size = PageSize(huge).nbytes
+            values = {"gpa": spa, "size": size, "assigned": int(new.assigned)}
+            self.events.note(EventClass.RMPUPDATE, values)
         return _SUCCESS
 
     def psmash(self, spa: Spa) -> RmpReturn:

@@ -12,6 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from svsmd.snp.access import AccessKind
+from svsmd.snp.events.rmp_instructions import (
+    PVALIDATE,
+    RMPADJUST,
+    tell_pvalidate,
+    tell_rmpadjust,
+)
 from svsmd.snp.faults import GuestFault, Vector
 from svsmd.snp.types import C_BIT, Gpa, PageSize, Spa, Vmpl
 
@@ -83,14 +89,21 @@ class RmpInstructions:
             raise GuestFault(Vector.GP, 0)
         spa, gpa = self._operand()
         validate = bool(p.cpu.regs[_RDX] & 1)
-        code, carry = p.rmp.pvalidate(spa, gpa, Vmpl(p.vmpl), self._size(), validate)
+        gva, size = p.cpu.regs[_RAX], self._size()
+        code, carry = p.rmp.pvalidate(spa, gpa, Vmpl(p.vmpl), size, validate)
+        if p.events.armed & PVALIDATE:
+            tell_pvalidate(
+                p.events, gpa, gva, size.nbytes, validate=validate, result=code, carry=carry
+            )
         self._return(int(code), carry=carry)
 
     def _rmpadjust(self) -> None:
         p = self._p
         spa, gpa = self._operand()
-        attributes = p.cpu.regs[_RDX]
-        code = p.rmp.rmpadjust(spa, gpa, Vmpl(p.vmpl), self._size(), attributes)
+        gva, size, attributes = p.cpu.regs[_RAX], self._size(), p.cpu.regs[_RDX]
+        code = p.rmp.rmpadjust(spa, gpa, Vmpl(p.vmpl), size, attributes)
+        if p.events.armed & RMPADJUST:
+            tell_rmpadjust(p.events, gpa, gva, size.nbytes, attributes, code, p.vmpl)
         self._return(int(code))
 
     def _rmpquery(self) -> None:

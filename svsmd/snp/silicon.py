@@ -16,6 +16,8 @@ from svsmd.snp.clock import Clock
 from svsmd.snp.cpu_unicorn import RAX, RBP, RBX, RCX, RDI, RDX, RSP, UnicornCpu
 from svsmd.snp.engine_callbacks import Stop
 from svsmd.snp.entropy import EntropySource
+from svsmd.snp.events import EventClass, SnpEvents
+from svsmd.snp.events.exits import NPF, VMGEXIT, tell_npf, tell_vmgexit
 from svsmd.snp.exits import (
     Cr8WriteTrap,
     DebugReason,
@@ -53,6 +55,7 @@ _IF: Final = 1 << 9
 SUPPORTED_SEV_FEATURES: Final = SevFeatures.SNP_ACTIVE | SevFeatures.SECURE_TSC
 """What a VMSA may ask for."""
 
+_EXIT_EVENTS: Final = VMGEXIT | NPF
 _VMGEXIT: Final = Vmgexit()
 _EXIT_CODES: Final[dict[type, int]] = {
     Vmgexit: 0x403, Hlt: 0x78, Cr8WriteTrap: 0x98, Shutdown: 0x7F, Npf: 0x400, Intr: 0x60,
@@ -106,11 +109,14 @@ class Silicon:
     Args:
         memory_size: bytes of RAM.
         entropy: the one source of randomness.
+        events: who is told of what happens; nobody by default.
     """
 
-    def __init__(self, memory_size: int, entropy: EntropySource) -> None:
+    def __init__(
+        self, memory_size: int, entropy: EntropySource, events: SnpEvents | None = None
+    ) -> None:
         self.memory = GuestMemory(memory_size)
-        self.rmp = Rmp(self.memory.ranges, self._rmp_changed)
+        self.rmp = Rmp(self.memory.ranges, self._rmp_changed, events)
         self.encryption = MemoryEncryption(entropy.stream("memory encryption key").read(32))
         self.physical = PhysicalAccess(self.memory, self.rmp, self.encryption)
         self.cpu = UnicornCpu(self.memory)
@@ -128,6 +134,14 @@ class Silicon:
         self._port = Vmpl0Port(self.processor)
         self.rmp.history.now = lambda: self.cpu.shared.ticks
         self.rmp.history.actor = self._actor
+        self.events = events = self.rmp.events
+        events.locate = lambda: (self.cpu.linear_rip, self.processor.vmpl)
+        events.on_change = self._events_armed
+        self._events_armed()
+
+    def _events_armed(self) -> None:
+        # Native callbacks deliver most #VCs by themselves.
+        self.cpu.show_vcs(bool(self.events.armed & EventClass.VC.bit))
 
     # -- what changes behind the engine -----------------------------------------------------
 
@@ -233,6 +247,8 @@ class Silicon:
             exit_ = self._run(context, until)
         finally:
             self.rmp.set_in_use(Spa(vmcb.vmsa_spa), False)
+        if self.events.armed & _EXIT_EVENTS:
+            self._tell_exit(exit_, vmcb)
         code = _EXIT_CODES.get(type(exit_))
         self._stopped = vmcb if code is None else None
         vmcb.guest_interrupt_mask = bool(cpu.eflags_system & _IF)
@@ -244,6 +260,13 @@ class Silicon:
             vmsa.guest_exitcode = code
             debug.stepped = debug.stepping and isinstance(exit_, Vmgexit | Hlt | Cr8WriteTrap)
         return exit_
+
+    def _tell_exit(self, exit_: Exit, vmcb: Vmcb) -> None:
+        match exit_:
+            case Vmgexit() if self.events.armed & VMGEXIT:
+                tell_vmgexit(self.events, vmcb.ghcb_msr, self.host_page)
+            case Npf(gpa, error_code, reason) if self.events.armed & NPF:
+                tell_npf(self.events, gpa, error_code, reason)
 
     def _exit_stopped(self) -> None:
         """Somebody else runs now: what stood still for the machine's owner was interrupted."""

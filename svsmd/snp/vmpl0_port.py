@@ -12,6 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from svsmd.snp.access import AccessKind
+from svsmd.snp.events.rmp_instructions import (
+    PVALIDATE,
+    RMPADJUST,
+    tell_pvalidate,
+    tell_rmpadjust,
+)
 from svsmd.snp.faults import GuestFault, NestedFault, Vector
 from svsmd.snp.page_walk import KnownTables, Translation
 from svsmd.snp.rmp import RmpQueryResult
@@ -185,16 +191,25 @@ class Vmpl0Port:
         """PVALIDATE; returns EAX and CF."""
         spa, gpa = self._operand(gva)
         code, carry = self._p.rmp.pvalidate(spa, gpa, Vmpl.VMPL0, size, validate)
+        events = self._p.events
+        if events.armed & PVALIDATE:
+            tell_pvalidate(
+                events, gpa, gva, size.nbytes, validate=validate, result=code, carry=carry
+            )
         return int(code), carry
 
     def rmpadjust(self, gva: int, size: PageSize, attributes: int) -> int:
         """RMPADJUST with RDX = `attributes`; returns EAX."""
         spa, gpa = self._operand(gva)
         try:
-            return int(self._p.rmp.rmpadjust(spa, gpa, Vmpl.VMPL0, size, attributes))
+            code = self._p.rmp.rmpadjust(spa, gpa, Vmpl.VMPL0, size, attributes)
         except GuestFault as fault:
             fault.address = gva
             raise
+        events = self._p.events
+        if events.armed & RMPADJUST:
+            tell_rmpadjust(events, gpa, gva, size.nbytes, attributes, code, Vmpl.VMPL0)
+        return int(code)
 
     def rmpquery(self, gva: int, target: int) -> RmpQueryResult:
         """RMPQUERY of the permissions of VMPL `target`."""

@@ -15,6 +15,7 @@ from svsmd.core.syscalls.table import SYSTEM_CALLS
 from svsmd.core.tasks.errno import CallFailed, Errno
 from svsmd.core.tasks.process import Process
 from svsmd.core.trap_frame import TrapFrame
+from svsmd.snp.events import EventClass, SnpEvents
 
 _U64: Final = (1 << 64) - 1
 
@@ -34,7 +35,9 @@ def signed(value: int, bits: int = 64) -> int:
 class Dispatcher:
     """Finds the function of a call. Each call of the table has one, and no other number has."""
 
-    def __init__(self, functions: Mapping[str, Function]) -> None:
+    def __init__(self, functions: Mapping[str, Function], events: SnpEvents | None = None) -> None:
+        """`events` is told of the calls, those of a batch included."""
+        self._events = events or SnpEvents()
         self._numbers = {info.name: info.number for info in SYSTEM_CALLS}
         self._functions = {info.number: functions[info.name] for info in SYSTEM_CALLS}
 
@@ -49,6 +52,8 @@ class Dispatcher:
 
     def call(self, process: Process, number: int, arguments: Arguments) -> Handler[int]:
         """Make one call; its result, or -errno."""
+        if self._events.armed & EventClass.SYSCALL.bit:
+            self._tell(process, number, arguments)
         function = self._functions.get(number)
         if function is None:
             return -Errno.ENOSYS
@@ -59,6 +64,13 @@ class Dispatcher:
             return -error.errno
         except OutOfMemory:
             return -Errno.ENOMEM
+
+    def _tell(self, process: Process, number: int, arguments: Arguments) -> None:
+        values = {
+            "number": number, "task": process.task.number,
+            "arg1": arguments[0], "arg2": arguments[1], "arg3": arguments[2],
+        }  # fmt: skip
+        self._events.note(EventClass.SYSCALL, values)
 
 
 def failed(result: int) -> bool:

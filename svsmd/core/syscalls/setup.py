@@ -17,6 +17,7 @@ from svsmd.core.syscalls.tasks import TaskCalls
 from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.process_table import ProcessTable
 from svsmd.core.tasks.scheduler import Scheduler
+from svsmd.snp.events import SnpEvents
 
 
 def make_processes(
@@ -28,15 +29,17 @@ def make_processes(
     ipc: IpcKernel,
     served: ServedProtocols,
     memory: GuestMemory,
+    events: SnpEvents | None = None,
 ) -> ProcessTable:
-    """A table of processes that have all system calls."""
+    """A table of processes that have all system calls; `events` is told of them."""
     processes = ProcessTable(scheduler, pages, archive, log, cpuid)
     tasks = TaskCalls(processes)
     dispatcher = Dispatcher(
         PosixCalls(archive, processes).functions
         | tasks.functions
         | IpcCalls(ipc).functions
-        | ProtocolCalls(served, memory).functions
+        | ProtocolCalls(served, memory).functions,
+        events,
     )
     tasks.dispatcher = dispatcher
     processes.system_call = dispatcher.serve

@@ -73,6 +73,9 @@ enum stop_reason {
 	STOP_VMGEXIT,
 };
 
+/* What is served here; with FAST_BUT_VC somebody wants to hear of each #VC. */
+enum fast { FAST_NOTHING, FAST_ALL, FAST_BUT_VC };
+
 /* Why the engine's own code raised #DB. */
 enum trap { TRAP_NONE, TRAP_BREAKPOINT, TRAP_SHARED_FETCH };
 
@@ -159,7 +162,7 @@ struct shared {
 	uint32_t regs, eflags, cc_src, cc_op, df, hflags, segs, efer;
 	uint32_t star, lstar, cstar, fmask;
 	uint32_t cr, gdt, idt, tr;
-	uint32_t fast;          /* events that need no decision are served here */
+	uint32_t fast;          /* enum fast: events that need no decision are served here */
 	uint32_t rdtsc_exits;   /* RDTSC is a #VC */
 	int32_t v_irq;          /* vector that waits for the interrupt window, or -1 */
 	uint32_t insn_length;   /* bytes of the instruction that the last exit names */
@@ -1008,6 +1011,8 @@ unusual:
 
 static int deliver_vc(struct shared *s, uint32_t code, uint32_t error)
 {
+	if (s->fast == FAST_BUT_VC)
+		return 0;
 	return deliver(s, code, VECTOR_VC, 1, error);
 }
 
