@@ -19,7 +19,9 @@ from typing import Final, Protocol
 import trio
 
 from svsmd.gdbstub import target
+from svsmd.gdbstub.catchpoints import event_stop
 from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
+from svsmd.snp.events import SnpEvent
 from svsmd.snp.exits import DebugReason
 
 log = logging.getLogger(__name__)
@@ -274,6 +276,9 @@ class Runner:
                 pass
             case Idle(deadline):
                 await self._idle(deadline)
+            case DebugEvent(event=SnpEvent() as event):
+                if self._on_stop is not None:
+                    self._report(event_stop(event))
             case DebugEvent(vcpu, kind, address):
                 # Without a debugger it is a breakpoint that has just been removed, or the panic of
                 # an SVSM that nobody looks at.

@@ -11,6 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from svsmd.gdbstub.catchpoints import (
+    Catchpoints,
+    event_register,
+    event_stop,
+    is_event_register,
+)
 from svsmd.gdbstub.machine_view import ACTIVITY, MachineView
 from svsmd.gdbstub.monitor import monitor_commands
 from svsmd.gdbstub.physical_memory import read_physical, write_physical
@@ -35,6 +41,7 @@ from svsmd.host.vcpu import Vcpu, World
 from svsmd.machine import Machine
 from svsmd.slice_end import DebugEvent, Ended
 from svsmd.snp.debug_support import Watch
+from svsmd.snp.events import SnpEvent
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.register_file import RegisterFile, UnknownRegister
@@ -67,8 +74,11 @@ class MachineTarget:
         self._watches: set[tuple[WatchpointKind, int, int]] = set()
         self._watch_worlds: dict[tuple[WatchpointKind, int, int], tuple[int, Vmpl]] = {}
         self._selected: int | None = None
+        self._catchpoints = Catchpoints(lambda: machine.events)
+        self.pass_signals = self._catchpoints.pass_signals
+        self.forget_events = self._catchpoints.forget_events
         self.view: Final = MachineView(machine, self._selection, self.threads, self._read_selected)
-        self._commands = monitor_commands(self.view)
+        self._commands = {**monitor_commands(self.view), **self._catchpoints.commands}
         self._tables = machine_tables(self.view)
 
     # -- vCPUs ------------------------------------------------------------------------------
@@ -132,7 +142,12 @@ class MachineTarget:
 
     def read_register(self, tid: int, name: str) -> int:
         """See Target."""
-        registers = self._load(tid)
+        if is_event_register(name):
+            return event_register(self._machine.events.last, name)
+        world = self._vcpu(tid).world
+        if name == "ghcb":
+            return world.ghcb_gpa or 0 if world is not None else 0
+        registers = self._load_world(world)
         if registers is None:
             return 0
         try:
@@ -299,6 +314,8 @@ class MachineTarget:
         match end:
             case Ended(exit_code, _):
                 return Exited(exit_code)
+            case DebugEvent(event=SnpEvent() as event):
+                return event_stop(event)
             case DebugEvent(vcpu, DebugReason.PANIC, _):
                 return Stopped(vcpu + 1, Signal.SIGABRT)
             case DebugEvent(vcpu, kind, address) if kind is not DebugReason.STEP:

@@ -23,7 +23,17 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-from svsmd.gdbstub.packets import breakpoints, mem, monitor, physical, query, regs, resume, search
+from svsmd.gdbstub.packets import (
+    breakpoints,
+    mem,
+    monitor,
+    physical,
+    query,
+    regs,
+    resume,
+    search,
+    signals,
+)
 from svsmd.gdbstub.packets.context import (
     OK,
     UNSUPPORTED,
@@ -97,6 +107,7 @@ _HANDLERS: Final[Mapping[bytes, Handler]] = {
     **monitor.HANDLERS,
     **physical.HANDLERS,
     **search.HANDLERS,
+    **signals.HANDLERS,
 }
 _LONG_NAME_INITIALS: Final = frozenset({b"q", b"Q", b"v"})
 _LONG_NAME: Final = re.compile(rb"[qQv][A-Za-z]+")
@@ -179,7 +190,8 @@ class Session:
             self._context.last_stop = event
             self._release()
             return b""
-        return self._packet(resume.report_stop(self._context, event))
+        reply = resume.report_stop(self._context, event)
+        return self._console_packets() + self._packet(reply)
 
     def close(self) -> None:
         """The conversation is over. If the machine runs, `state` is LEAVING until it has stopped.
@@ -195,6 +207,7 @@ class Session:
 
     def _release(self) -> None:
         breakpoints.remove_all(self._context)
+        signals.release(self._context)
         self._runner.detach(resume=self._resume_at_end)
 
     def _move(self, trigger: Trigger) -> None:

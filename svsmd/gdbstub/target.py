@@ -12,7 +12,7 @@ Spec: GDB manual, appendix E (remote serial protocol): E.3 stop reply packets, E
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final, Protocol, runtime_checkable
@@ -40,6 +40,18 @@ class Signal(IntEnum):
     SIGFPE = 8
     SIGBUS = 10
     SIGSEGV = 11
+    # One for each class of events: `handle` and QPassSignals then filter them.
+    SIG40 = 52
+    SIG41 = 53
+    SIG42 = 54
+    SIG43 = 55
+    SIG44 = 56
+    SIG45 = 57
+    SIG46 = 58
+    SIG47 = 59
+    SIG48 = 60
+    SIG49 = 61
+    SIG50 = 62
 
 
 class BreakpointKind(IntEnum):
@@ -95,6 +107,8 @@ class Stopped:
     reason: StopReason = StopReason.SIGNAL
     address: int = 0
     """For WATCH, RWATCH and AWATCH: an accessed address (GVA) inside the watched range."""
+    words: str = ""
+    """A line for the user's console, shown before the stop; empty if the reason says it all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +278,19 @@ class SupportsTables(Protocol):
     @property
     def tables(self) -> Mapping[str, Table]:
         """The tables by the name that `info os` takes."""
+        ...
+
+
+@runtime_checkable
+class SupportsEvents(Protocol):
+    """A machine that stops at events, which it reports as signals of its own."""
+
+    def pass_signals(self, signals: Collection[int]) -> None:
+        """Count the events of these signals, and of no others, without a stop."""
+        ...
+
+    def forget_events(self) -> None:
+        """The session is over: no event stops the machine any more."""
         ...
 
 

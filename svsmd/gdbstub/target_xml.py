@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from svsmd.gdbstub.target import G_LAYOUT
+from svsmd.snp.events import EventClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,17 @@ _SYSTEM: Final = [
     *_registers(64, "lstar cstar", "code_ptr", "system"),
     Register("fmask", 64, "uint64", "system"),
 ]
-_SNP: Final = [Register("vmpl", 32, "uint32", "system")]
+_SNP: Final = [
+    Register("vmpl", 32, "uint32", "system"),
+    # Of the current world.
+    Register("ghcb", 64, "uint64", "system"),
+    # Of the event that was caught last (svsmd/gdbstub/catchpoints.py).
+    Register("snp_event", 32, "svsmd_event", "system"),
+    *_registers(32, "snp_vcpu snp_vmpl_from snp_vmpl_to snp_protocol snp_task", "uint32", "system"),
+    *_registers(64, "snp_code snp_gpa snp_gva", "uint64", "system"),
+    *_registers(64, "snp_size snp_info1 snp_info2 snp_result", "uint64", "system"),
+    Register("snp_rip", 64, "code_ptr", "system"),
+]
 
 REGISTERS: Final[tuple[Register, ...]] = (*_CORE, *_SSE, *_LINUX, *_SEGMENTS, *_SYSTEM, *_SNP)
 """Every register, in the order of its number."""
@@ -137,6 +148,13 @@ def _flags(name: str, nbytes: int, bits: Mapping[str, int]) -> str:
     return f'<flags id="{name}" size="{nbytes}">{fields}</flags>'
 
 
+def _enum(name: str, nbytes: int, values: Mapping[str, int]) -> str:
+    elements = "".join(f'<evalue name="{each}" value="{n}"/>' for each, n in values.items())
+    return f'<enum id="{name}" size="{nbytes}">{elements}</enum>'
+
+
+_EVENTS: Final = {"NONE": 0} | {kind.name: int(kind) for kind in EventClass}
+
 _VEC128_LANES: Final = {
     "v4_float": ("ieee_single", 4),
     "v2_double": ("ieee_double", 2),
@@ -180,7 +198,7 @@ TARGET_XML: Final[bytes] = "".join(
             + _flags("svsmd_cr4", 8, _CR4_BITS)
             + _flags("svsmd_efer", 8, _EFER_BITS),
         ),
-        _feature("org.svsmd.snp", _SNP),
+        _feature("org.svsmd.snp", _SNP, _enum("svsmd_event", 4, _EVENTS)),
         "</target>",
     )
 ).encode("ascii")

@@ -265,7 +265,7 @@ def test_orig_rax_takes_a_write_and_keeps_its_value(client: Client) -> None:
 @pytest.mark.parametrize(
     "packet",
     [
-        b"p65",
+        b"p1000",
         b"pffffffffffffffff",
         b"p",
         b"p-1",
@@ -276,7 +276,7 @@ def test_orig_rax_takes_a_write_and_keeps_its_value(client: Client) -> None:
         b"P0=00",
         b"P0=000000000000000000",
         b"P0=zz00000000000000",
-        b"P65=0000000000000000",
+        b"P1000=0000000000000000",
         b"G",
         b"G00",
     ],

@@ -76,6 +76,10 @@ class Context:
     threads_xml: bytes = b""
     """The document of the qXfer:threads:read transfer under way."""
 
+    def say(self, text: str) -> None:
+        """Show the user a line before the reply."""
+        self.console.append(b"O" + f"{text}\n".encode().hex().encode())
+
     def check_tid(self, tid: int) -> int:
         """`tid`, if there is such a thread. Raises `PacketError`."""
         if tid == self.general_tid:  # so for every step of a series

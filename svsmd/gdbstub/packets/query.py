@@ -24,7 +24,7 @@ from svsmd.gdbstub.packets.context import (
     parse_tid,
 )
 from svsmd.gdbstub.rsp import MAX_BODY, MAX_PACKET
-from svsmd.gdbstub.target import SupportsBreakpoints, SupportsTables
+from svsmd.gdbstub.target import SupportsBreakpoints, SupportsEvents, SupportsTables
 from svsmd.gdbstub.target_xml import TARGET_XML
 
 
@@ -45,6 +45,8 @@ def supported(ctx: Context, args: bytes) -> bytes:
         features += [b"swbreak+", b"hwbreak+"]
     if isinstance(ctx.target, SupportsTables):
         features.append(b"qXfer:osdata:read+")
+    if isinstance(ctx.target, SupportsEvents):
+        features.append(b"QPassSignals+")
     return b";".join(features)
 
 

@@ -77,12 +77,16 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
     ctx.last_stop = event
     if isinstance(event, Stopped):
         ctx.general_tid = event.tid
+        if event.words:
+            ctx.say(event.words)
     return stop_reply(ctx, event)
 
 
 def why_stopped(ctx: Context, args: bytes) -> bytes:
-    """`?`."""
-    return report_stop(ctx, ctx.last_stop)
+    """`?`, which no console output may precede: the client does not run anything."""
+    reply = report_stop(ctx, ctx.last_stop)
+    ctx.console.clear()
+    return reply
 
 
 def vcont(ctx: Context, args: bytes) -> Reply:
