@@ -221,7 +221,7 @@ class Hypervisor:
                 case Vmgexit():
                     self._end = self._vmgexit(vcpu, world) or self._platform.end
                     if self._end is not None:
-                        return self._caught() if events.pending else self._end
+                        return self._end
                 case Hlt():
                     enabled = world.vmcb.guest_interrupt_mask
                     vcpu.wait(Activity.HALTED if enabled else Activity.HALTED_MASKED)
