@@ -74,6 +74,7 @@ class EventMachine:
             )
         self.target = MachineTarget(self.machine)
         self.on_stop: Callable[[StopEvent], None] | None = None
+        self.after_slice: Callable[[], None] = lambda: None
         self.running = False
 
     def run(self) -> SnpEvent | None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
+from svsmd.gdbstub.agent.commands import Console, run_commands
+from svsmd.gdbstub.agent.packet import Options
 from svsmd.gdbstub.target import (
     G_LAYOUT,
     NO_SYSCALL,
@@ -26,6 +28,7 @@ from svsmd.gdbstub.target import (
     WatchpointKind,
 )
 from svsmd.gdbstub.target_xml import REGISTERS, SYSTEM_REGISTERS
+from svsmd.snp.predicate import NoValue
 
 BASE = 0x1000
 SIZE = 0x2000
@@ -51,6 +54,28 @@ class FakeVcpu:
         """The breakpoint whose stop was reported, which the next resumption goes past."""
 
 
+class FakeView:
+    """What conditions and commands read."""
+
+    def __init__(self, machine: "FakeMachine", tid: int) -> None:
+        self._machine = machine
+        self._tid = tid
+
+    def register(self, name: str) -> int:
+        return self._machine.vcpus[self._tid].registers[name]
+
+    def load(self, address: int, nbytes: int) -> int:
+        return int.from_bytes(self.read(address, nbytes), "little")
+
+    def read(self, address: int, nbytes: int) -> bytes:
+        if not BASE <= address <= BASE + SIZE - nbytes:
+            raise NoValue(f"cannot read memory at {address:#x}")
+        return bytes(self._machine.memory[address - BASE :][:nbytes])
+
+    def call(self, index: int, arguments: Sequence[int]) -> None:
+        raise NoValue("a condition calls no function")
+
+
 class FakeMachine:
     """Implements `Target` and everything that may be supported."""
 
@@ -59,6 +84,10 @@ class FakeMachine:
         self.memory[: len(CODE)] = CODE
         self.vcpus = {1: FakeVcpu(), 2: FakeVcpu()}
         self.breakpoints: list[tuple[BreakpointKind, int]] = []
+        self.options: dict[tuple[BreakpointKind, int], Options] = {}
+        self.console = Console()
+        self.physical = False
+        """Whether the last breakpoint was by physical address."""
         self.watchpoints: list[tuple[WatchpointKind, int, int]] = []
         self.in_slice = False
         self.ended: Exited | None = None
@@ -121,14 +150,42 @@ class FakeMachine:
         self.vcpus[tid].reported_at = self.vcpus[tid].registers["rip"]
         return event
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+    def insert_breakpoint(
+        self, kind: BreakpointKind, address: int, options: Options, *, physical: bool
+    ) -> None:
         self._check_stopped()
-        assert (kind, address) not in self.breakpoints
-        self.breakpoints.append((kind, address))
+        assert self.options.get((kind, address)) != options
+        if (kind, address) not in self.breakpoints:
+            self.breakpoints.append((kind, address))
+        self.options[kind, address] = options
+        self.physical = physical
 
-    def remove_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+    def remove_breakpoint(self, kind: BreakpointKind, address: int, *, physical: bool) -> None:
         self._check_stopped()
         self.breakpoints.remove((kind, address))
+        del self.options[kind, address]
+
+    def forget_removed_breakpoints(self) -> None:
+        self._check_stopped()
+
+    def arrived(self, tid: int) -> bool:
+        self._check_stopped()
+        rip = self.vcpus[tid].registers["rip"]
+        hits = [self._hit(tid, point) for point in self.breakpoints if point[1] == rip]
+        return any(hits)
+
+    def take_output(self) -> bytes:
+        self._check_stopped()
+        return self.console.take()
+
+    def _hit(self, tid: int, point: tuple[BreakpointKind, int]) -> bool:
+        """Whether the breakpoint, which has been reached, stops."""
+        options, view = self.options[point], FakeView(self, tid)
+        conditions = [c.program.evaluate(view) for c in options.conditions]
+        if conditions and not any(conditions):
+            return False
+        run_commands(options.commands, view, self.console)
+        return not options.commands
 
     def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
         self._check_stopped()
@@ -163,7 +220,7 @@ class FakeMachine:
                     return self.ended
                 rip = vcpu.registers["rip"]
                 for kind, address in self.breakpoints:
-                    if address == rip and vcpu.reported_at != rip:
+                    if address == rip and vcpu.reported_at != rip and self._hit(1, (kind, address)):
                         vcpu.reported_at = rip
                         software = kind is BreakpointKind.SOFTWARE
                         reason = StopReason.SWBREAK if software else StopReason.HWBREAK

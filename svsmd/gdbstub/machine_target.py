@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options
 from svsmd.gdbstub.catchpoints import (
     Catchpoints,
     event_register,
     event_stop,
     is_event_register,
 )
+from svsmd.gdbstub.machine_breakpoints import MachineBreakpoints
 from svsmd.gdbstub.machine_view import ACTIVITY, MachineView
 from svsmd.gdbstub.monitor import monitor_commands
 from svsmd.gdbstub.physical_memory import read_physical, write_physical
@@ -70,7 +72,7 @@ class MachineTarget:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._breakpoints: dict[tuple[BreakpointKind, int], None] = {}
+        self._breakpoints = MachineBreakpoints(lambda: machine.silicon.debug)
         self._watches: set[tuple[WatchpointKind, int, int]] = set()
         self._watch_worlds: dict[tuple[WatchpointKind, int, int], tuple[int, Vmpl]] = {}
         self._selected: int | None = None
@@ -78,7 +80,13 @@ class MachineTarget:
         self.pass_signals = self._catchpoints.pass_signals
         self.forget_events = self._catchpoints.forget_events
         self.view: Final = MachineView(machine, self._selection, self.threads, self._read_selected)
-        self._commands = {**monitor_commands(self.view), **self._catchpoints.commands}
+        self._commands = {
+            **monitor_commands(self.view),
+            **self._catchpoints.commands,
+            "breakpoints": MonitorCommand(
+                "", "breakpoints, hits and evaluated conditions", self._list_breakpoints
+            ),
+        }
         self._tables = machine_tables(self.view)
 
     # -- vCPUs ------------------------------------------------------------------------------
@@ -231,16 +239,37 @@ class MachineTarget:
 
     # -- run control ------------------------------------------------------------------------
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+    def insert_breakpoint(
+        self,
+        kind: BreakpointKind,
+        address: int,
+        options: Options = NO_OPTIONS,
+        *,
+        physical: bool = False,
+    ) -> None:
         """See SupportsBreakpoints."""
-        self._breakpoints[kind, address] = None
-        self._machine.silicon.debug.breakpoints.add(address)
+        if physical and not self._machine.silicon.memory.contains(address, 1):
+            raise TargetError(f"there is no RAM at {address:#x}")
+        self._breakpoints.insert(kind, address, options, physical=physical)
 
-    def remove_breakpoint(self, kind: BreakpointKind, address: int) -> None:
+    def remove_breakpoint(
+        self, kind: BreakpointKind, address: int, *, physical: bool = False
+    ) -> None:
         """See SupportsBreakpoints."""
-        self._breakpoints.pop((kind, address), None)
-        if not any(other == address for _, other in self._breakpoints):
-            self._machine.silicon.debug.breakpoints.discard(address)
+        self._breakpoints.remove(kind, address, physical=physical)
+
+    def forget_removed_breakpoints(self) -> None:
+        """See SupportsBreakpoints."""
+        self._breakpoints.forget_removed()
+
+    def arrived(self, tid: int) -> bool:
+        """See SupportsBreakpoints."""
+        registers = self._load(tid)
+        return registers is not None and self._machine.silicon.debug.hit(registers.linear_rip)
+
+    def take_output(self) -> bytes:
+        """See SupportsBreakpoints."""
+        return self._breakpoints.console.take()
 
     def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
         """See SupportsWatchpoints."""
@@ -334,3 +363,8 @@ class MachineTarget:
     def tables(self) -> Mapping[str, Table]:
         """See SupportsTables."""
         return self._tables
+
+    def _list_breakpoints(self, arguments: Sequence[str]) -> str:
+        if arguments:
+            raise TargetError("breakpoints takes no arguments")
+        return self._breakpoints.table()

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final, Protocol, runtime_checkable
 
+from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options
+
 G_LAYOUT: Final = struct.Struct("<16Q Q I 6I 80s 8I 256s I q 2Q")
 """The registers of a `g` packet: gdb's default amd64-linux layout, in every CPU mode.
 
@@ -186,17 +188,48 @@ class Target(Protocol):
 class SupportsBreakpoints(Protocol):
     """A machine with execution breakpoints (Z0, Z1).
 
-    Each (kind, address) is inserted once and removed once. They are kept outside guest memory and
-    match the linear address at execution, so they may be set before the code or its page tables
-    exist. A vCPU whose stop at a breakpoint was reported goes past it when it is resumed.
+    They are kept outside guest memory and match the linear address at execution, so they may be set
+    before the code or its page tables exist. A vCPU whose stop at a breakpoint was reported goes
+    past it when it is resumed.
     """
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int) -> None:
-        """Stop before the instruction at linear `address`. Raises `TargetError`."""
+    def insert_breakpoint(
+        self,
+        kind: BreakpointKind,
+        address: int,
+        options: Options = NO_OPTIONS,
+        *,
+        physical: bool = False,
+    ) -> None:
+        """Stop before the instruction at linear `address`. Raises `TargetError`.
+
+        Conditions and commands are evaluated when it is reached: without a condition that holds,
+        the machine goes on, and with commands it does so anyway. A condition that cannot be
+        evaluated holds. One that is there already gets other options; with `physical`, the address
+        is a guest-physical one, and another breakpoint.
+        """
         ...
 
-    def remove_breakpoint(self, kind: BreakpointKind, address: int) -> None:
-        """Forget it."""
+    def remove_breakpoint(
+        self, kind: BreakpointKind, address: int, *, physical: bool = False
+    ) -> None:
+        """Forget it, but not how often it was hit."""
+        ...
+
+    def forget_removed_breakpoints(self) -> None:
+        """The machine goes on without those that were removed."""
+        ...
+
+    def arrived(self, tid: int) -> bool:
+        """A step has ended at the PC of this vCPU.
+
+        A breakpoint there is reached by that, and its commands are run. Returns whether one wants
+        the machine to stop.
+        """
+        ...
+
+    def take_output(self) -> bytes:
+        """What commands of breakpoints have printed since the last call; bounded."""
         ...
 
 

@@ -16,7 +16,7 @@ import ctypes
 import logging
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
@@ -25,6 +25,7 @@ import unicorn
 from unicorn import unicorn_const as ucc
 from unicorn import x86_const as x86
 
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.engine_callbacks import (
     NEVER,
     Engine,
@@ -398,7 +399,7 @@ class UnicornCpu:
 
         Without paging and with 32-bit page tables, which have no C-bit, all of it is private.
         """
-        self.vmpl = vmpl
+        self.vmpl = self.shared.vmpl = vmpl
         has_c_bit = self.cr[0] & _CR0_PG and self.cr[4] & _CR4_PAE
         roots = self.nested.roots if has_c_bit else self.nested.unpaged_roots
         self._q[self._nested_cr3] = roots[vmpl]
@@ -427,13 +428,21 @@ class UnicornCpu:
         """See Silicon.answer_vmgexits()."""
         return self._callbacks.answer_vmgexits(function, argument)
 
-    def arm_breakpoint(self, address: int) -> None:
-        """Makes execution of the linear address an exit DB with Trap.BREAKPOINT."""
-        self._callbacks.arm_breakpoint(address)
+    def arm_breakpoint(self, address: int, points: Sequence[Breakpoint] = ()) -> None:
+        """See EngineCallbacks.arm_breakpoint()."""
+        self._callbacks.arm_breakpoint(address, points)
 
     def disarm_breakpoint(self, address: int) -> None:
         """Undoes arm_breakpoint()."""
         self._callbacks.disarm_breakpoint(address)
+
+    def count_evaluations(self) -> None:
+        """See EngineCallbacks.count_evaluations()."""
+        self._callbacks.count_evaluations()
+
+    def trap_code_page(self, page: int, on: bool) -> None:
+        """Whether new blocks of the code of a RAM page, by its offset, are a Trap.CODE_PAGE."""
+        self._callbacks.trapped[page] = int(on)
 
     @property
     def armed_breakpoints(self) -> frozenset[int]:

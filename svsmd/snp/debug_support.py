@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Breakpoints, watchpoints and steps, none of which the guest can see.
 
-Breakpoints are the engine's; no memory is patched. Watchpoints are nested leaves that are kept
-away from the watched page: each access to it faults, is looked at, and runs as one instruction on
-a leaf of its own. The guest's debug registers stay the guest's. What is watched are the operands of
-instructions; not what the silicon itself writes when it delivers an exception, nor what the host
-writes to shared memory.
+Breakpoints are the engine's; no memory is patched, and hits that do not count are seen by the
+engine without an exit where that can be. Watchpoints are nested leaves that are kept away from the
+watched page: each access to it faults, is looked at, and runs as one instruction on a leaf of its
+own. The guest's debug registers stay the guest's. What is watched are the operands of instructions;
+not what the silicon itself writes when it delivers an exception, nor what the host writes to shared
+memory.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from svsmd.snp.access import AccessKind
+from svsmd.snp.breakpoint import ROOT_MASK, Breakpoint
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.faults import GuestFault, NestedFault
+from svsmd.snp.hit_view import HitView
+from svsmd.snp.physical_breakpoints import PhysicalBreakpoints
+from svsmd.snp.predicate import NoValue
 from svsmd.snp.types import C_BIT, HUGE_PAGE_SHIFT, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -56,7 +61,11 @@ class DebugSupport:
         self.stepped = False
         """The instruction of this step has exited to the host: it ends with the next VMRUN."""
         self._transient = False
-        self.breakpoints: set[int] = set()
+        self.view = HitView(processor)
+        """What conditions read."""
+        self._breakpoints: dict[int, list[Breakpoint]] = {}
+        self._aliases = PhysicalBreakpoints(processor)
+        self._changed: set[int] = set()
         self._forgotten: set[int] = set()
         self._watches: list[Watch] = []
         self._decoder: OperandDecoder | None = None
@@ -85,13 +94,67 @@ class DebugSupport:
 
     # -- breakpoints ------------------------------------------------------------------------
 
-    def wants_breakpoint(self, address: int) -> bool:
-        """Whether the debugger still has a breakpoint at this linear address."""
-        return address in self.breakpoints
+    def add_breakpoint(self, breakpoint_: Breakpoint) -> None:
+        """From the next run on, hits of it stop the machine, or do what its `on_hit` does."""
+        if breakpoint_.physical:
+            self._aliases.add(breakpoint_)
+        else:
+            self._breakpoints.setdefault(breakpoint_.address, []).append(breakpoint_)
+            self._changed.add(breakpoint_.address)
+
+    def remove_breakpoint(self, breakpoint_: Breakpoint) -> None:
+        """Forgets one that was added."""
+        self.count_evaluations()
+        if breakpoint_.physical:
+            self._changed |= self._aliases.remove(breakpoint_)
+        else:
+            self._breakpoints[breakpoint_.address].remove(breakpoint_)
+            if not self._breakpoints[breakpoint_.address]:
+                del self._breakpoints[breakpoint_.address]
+            self._changed.add(breakpoint_.address)
+
+    def breakpoints_at(self, address: int) -> list[Breakpoint]:
+        """All that may be hit at a linear address."""
+        return [*self._breakpoints.get(address, ()), *self._aliases.at(address)]
+
+    def hit(self, address: int) -> bool:
+        """The loaded context is about to execute the instruction at a linear address.
+
+        Returns:
+            Whether a breakpoint there wants the machine to stop.
+        """
+        stop = False
+        for breakpoint_ in self.breakpoints_at(address):
+            if self._is_hit(breakpoint_, address):
+                breakpoint_.hits += 1
+                stop = (breakpoint_.on_hit is None or breakpoint_.on_hit()) or stop
+        return stop
+
+    def _is_hit(self, breakpoint_: Breakpoint, address: int) -> bool:
+        processor, wanted = self._p, breakpoint_
+        if wanted.vmpl is not None and wanted.vmpl != processor.vmpl:
+            return False
+        if wanted.root is not None and wanted.root != self._cpu.cr[3] & ROOT_MASK:
+            return False
+        if wanted.physical and self._gpa(address) != wanted.address:
+            return False
+        if wanted.accepts is not None and not wanted.accepts():
+            return False
+        if not wanted.conditions:
+            return True
+        wanted.evaluations += 1
+        try:
+            return any(program.evaluate(self.view) for program in wanted.conditions)
+        except NoValue:
+            return True
+
+    def count_evaluations(self) -> None:
+        """Brings `Breakpoint.evaluations` up to date."""
+        self._cpu.count_evaluations()
 
     def forget_breakpoint(self, address: int) -> bool:
         """A breakpoint was hit: if nobody wants it any more, the engine forgets it with arm()."""
-        if address in self.breakpoints:
+        if self.breakpoints_at(address):
             return False
         self._forgotten.add(address)
         return True
@@ -102,11 +165,23 @@ class DebugSupport:
         One that was removed stays armed until it is hit: debuggers remove all of them whenever
         the machine stops, and translated code is lost with every change.
         """
-        for address in self._forgotten - self.breakpoints:
-            self._cpu.disarm_breakpoint(address)
-        self._forgotten.clear()
-        for address in self.breakpoints - self._cpu.armed_breakpoints:
-            self._cpu.arm_breakpoint(address)
+        if self._forgotten:
+            for address in self._forgotten:
+                if not self.breakpoints_at(address):
+                    self._cpu.disarm_breakpoint(address)
+            self._forgotten.clear()
+        if self._changed:
+            for address in self._changed:
+                points = self.breakpoints_at(address)
+                if points or address in self._cpu.armed_breakpoints:
+                    self._cpu.arm_breakpoint(address, points)
+            self._changed.clear()
+        self._aliases.arm()
+
+    def code_page(self, address: int) -> None:
+        """A new block of code is about to run on a page with breakpoints by physical address."""
+        for alias in self._aliases.found(address):
+            self._cpu.arm_breakpoint(alias, self.breakpoints_at(alias))
 
     # -- watchpoints ------------------------------------------------------------------------
 
@@ -125,7 +200,11 @@ class DebugSupport:
 
     def take_over(self, other: DebugSupport) -> None:
         """Looks for all that another one has been asked for: the machine was reset."""
-        self.breakpoints |= other.breakpoints
+        for breakpoints in other._breakpoints.values():
+            for breakpoint_ in breakpoints:
+                self.add_breakpoint(breakpoint_)
+        for breakpoint_ in other._aliases.all():
+            self.add_breakpoint(breakpoint_)
         for watch in other._watches:
             self.add_watch(watch)
 

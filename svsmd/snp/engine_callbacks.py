@@ -15,10 +15,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Final, Protocol
 
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.engine_layout import EngineLayout, EngineMismatch
 from svsmd.snp.engine_regions import HostMemory
 from svsmd.snp.memory import GuestMemory
@@ -66,7 +67,7 @@ class EngineExit(IntEnum):
 
 
 class Stop(IntEnum):
-    """Why run() came back; enum stop_reason of native/accel.c."""
+    """Why run() came back; enum stop_reason of native/accel.h."""
 
     NONE = 0
     DEADLINE = 1
@@ -77,11 +78,12 @@ class Stop(IntEnum):
 
 
 class Trap(IntEnum):
-    """Why an exit DB is the engine's own; enum trap of native/accel.c."""
+    """Why an exit DB is the engine's own; enum trap of native/accel.h."""
 
     NONE = 0
     BREAKPOINT = 1
     SHARED_FETCH = 2
+    CODE_PAGE = 3
 
 
 class Fast(IntEnum):
@@ -109,6 +111,10 @@ class EngineState(Protocol):
         stepping: the engine's single-step flag is on.
         trap: a Trap, with an exit DB.
         skip_breakpoint: linear address whose breakpoint is passed once.
+        passed_breakpoint: linear address of the last breakpoint whose instruction was let through.
+        passed_block: linear address of a block that is never a Trap.CODE_PAGE.
+        vmsa_page: number of the page that the registers belong to.
+        vmpl: of the loaded context.
         exits: statistics.
         io_port, io_size: of the IN or OUT that is an exit VC.
         fast: a Fast: which events may be served without the exit handler.
@@ -134,6 +140,10 @@ class EngineState(Protocol):
     stepping: int
     trap: int
     skip_breakpoint: int
+    passed_breakpoint: int
+    passed_block: int
+    vmsa_page: int
+    vmpl: int
     exits: int
     io_port: int
     io_size: int
@@ -251,6 +261,7 @@ class EngineCallbacks(ABC):
     Attributes:
         state: what they share with the rest.
         assigned: one byte a RAM page: the RMP says that it is a guest's.
+        trapped: one byte a RAM page: a new block of its code is an exit DB with Trap.CODE_PAGE.
         mode_flags: bits of the engine's mode flags that must always be set.
     """
 
@@ -262,6 +273,7 @@ class EngineCallbacks(ABC):
         self._on_exit = on_exit
         ram = engine.memory.size
         self.assigned = sparse(ram // PAGE_SIZE)
+        self.trapped = sparse(ram // PAGE_SIZE)
         # One byte a RAM page: something of it is translated.
         self._has_code = sparse(ram // PAGE_SIZE)
 
@@ -278,12 +290,20 @@ class EngineCallbacks(ABC):
         return False
 
     @abstractmethod
-    def arm_breakpoint(self, address: int) -> None:
-        """Makes execution of the linear address an exit DB with Trap.BREAKPOINT."""
+    def arm_breakpoint(self, address: int, points: Sequence[Breakpoint] = ()) -> None:
+        """Makes execution of the linear address an exit DB with Trap.BREAKPOINT.
+
+        Args:
+            points: if there are any, and it is certain that none of them is hit, there may be no
+                exit. May be called again with others.
+        """
 
     @abstractmethod
     def disarm_breakpoint(self, address: int) -> None:
         """Undoes arm_breakpoint()."""
+
+    def count_evaluations(self) -> None:  # noqa: B027
+        """Adds to breakpoints the evaluations of their conditions that ended without an exit."""
 
     @property
     @abstractmethod
@@ -296,6 +316,7 @@ class EngineCallbacks(ABC):
         state.ticks = state.exits = 0
         state.previous_end = state.previous_page = 0
         state.slice_end = state.deadline = state.skip_breakpoint = NEVER
+        state.passed_breakpoint = state.passed_block = NEVER
         self._has_code[:PAGE_SIZE] = bytes(PAGE_SIZE)
         self._engine.flush_code()
 

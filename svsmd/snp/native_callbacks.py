@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import struct
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 from unicorn import unicorn_const as ucc
 from unicorn import x86_const as x86
 
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.engine_callbacks import (
     NEVER,
     Engine,
@@ -28,6 +29,7 @@ from svsmd.snp.engine_callbacks import (
 )
 from svsmd.snp.engine_layout import BLOCK_HEADER, SEGMENT_STRIDE, EngineMismatch
 from svsmd.snp.engine_regions import ram_regions, replace_search
+from svsmd.snp.native_breakpoints import Site
 from svsmd.snp.secure_tsc import TSC_SCALE_ONE
 from svsmd.snp.types import PAGE_SIZE
 
@@ -62,7 +64,7 @@ _CODE_PAGE_BYTES: Final = 16
 
 
 class _Shared(ctypes.Structure):
-    """struct shared of native/accel.c."""
+    """struct shared of native/accel.h."""
 
     _fields_ = (
         ("ticks", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("slice_end", ctypes.c_uint64),
@@ -98,6 +100,9 @@ class _Shared(ctypes.Structure):
         ("answer", ctypes.c_void_p), ("answer_argument", ctypes.c_void_p),
         ("answered", ctypes.c_uint32), ("translated", ctypes.c_uint32),
         ("tsc_scale", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
+        ("passed_breakpoint", ctypes.c_uint64), ("vmsa_page", ctypes.c_uint64),
+        ("trapped", ctypes.c_void_p), ("passed_block", ctypes.c_uint64),
+        ("vmpl", ctypes.c_uint32), ("nested_cr3", ctypes.c_uint32),
     )  # fmt: skip
 
 
@@ -132,7 +137,8 @@ class NativeCallbacks(EngineCallbacks):
         self._shared = shared = _Shared()
         self.state = cast("EngineState", shared)
         self._user = ctypes.byref(shared)
-        self._breakpoints: dict[int, ctypes.c_size_t] = {}
+        self._sites: dict[int, Site] = {}
+        self._hooks: dict[int, ctypes.c_size_t] = {}
         self._fill(shared)
         library = self._library
         for kind, function, extra in (
@@ -168,7 +174,10 @@ class NativeCallbacks(EngineCallbacks):
         shared.v_irq = -1
         shared.tsc_scale = TSC_SCALE_ONE
         shared.fast = Fast.ALL
+        shared.passed_breakpoint = shared.passed_block = NEVER
+        shared.nested_cr3 = layout.nested_cr3
         shared.assigned = address_of(self.assigned)
+        shared.trapped = address_of(self.trapped)
         shared.has_code = address_of(self._has_code)
         self._code_pages = sparse(engine.memory.size // PAGE_SIZE * _CODE_PAGE_BYTES)
         shared.code_pages = address_of(self._code_pages)
@@ -248,20 +257,30 @@ class NativeCallbacks(EngineCallbacks):
         self._shared.answer, self._shared.answer_argument = function, argument
         return True
 
-    def arm_breakpoint(self, address: int) -> None:
-        if address not in self._breakpoints:
-            function: Any = self._library.svsmd_on_breakpoint
-            self._breakpoints[address] = self._engine.hook(
-                ucc.UC_HOOK_CODE, function, self._user, begin=address, end=address
-            )
+    def arm_breakpoint(self, address: int, points: Sequence[Breakpoint] = ()) -> None:
+        site = self._sites.get(address)
+        if site is None:
+            site = self._sites[address] = Site(self._shared)
+            hook = self._engine.hook(
+                ucc.UC_HOOK_CODE, self._library.svsmd_on_breakpoint, site.user,
+                begin=address, end=address,
+            )  # fmt: skip
+            self._hooks[address] = hook
             self._engine.flush_code()
+        site.set_points(points, self._engine.layout)
 
     def disarm_breakpoint(self, address: int) -> None:
-        hook = self._breakpoints.pop(address, None)
-        if hook is not None:
-            self._engine.unhook(hook)
+        site = self._sites.pop(address, None)
+        if site is not None:
+            site.count_evaluations()
+            self._engine.unhook(self._hooks.pop(address))
             self._engine.flush_code()
+            self._shared.passed_breakpoint = NEVER
+
+    def count_evaluations(self) -> None:
+        for site in self._sites.values():
+            site.count_evaluations()
 
     @property
     def armed_breakpoints(self) -> frozenset[int]:
-        return frozenset(self._breakpoints)
+        return frozenset(self._sites)

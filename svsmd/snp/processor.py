@@ -510,13 +510,16 @@ class Processor:
         trap = shared.trap
         shared.trap = Trap.NONE
         if trap == Trap.BREAKPOINT:
-            if self.debug.wants_breakpoint(cpu.linear_rip) and not self.debug.stepping:
+            if self.debug.hit(cpu.linear_rip):
                 self.leave(DebugStop(DebugReason.BREAKPOINT, cpu.linear_rip))
             else:
-                shared.skip_breakpoint = cpu.linear_rip
+                shared.skip_breakpoint = shared.passed_breakpoint = cpu.linear_rip
                 if self.debug.forget_breakpoint(cpu.linear_rip) and shared.ticks < shared.deadline:
                     # Gone since it was armed: without it the run is as fast as before.
                     self.leave(Paused())
+            return False
+        if trap == Trap.CODE_PAGE:
+            self.debug.code_page(cpu.linear_rip)
             return False
         if trap == Trap.SHARED_FETCH:
             rip = cpu.linear_rip

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from unicorn import unicorn_const as ucc
 from unicorn import x86_const as x86
 
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.engine_callbacks import (
     NEVER,
     Engine,
@@ -164,6 +165,10 @@ class _State:
     stepping: int = 0
     trap: int = Trap.NONE
     skip_breakpoint: int = NEVER
+    passed_breakpoint: int = NEVER
+    passed_block: int = NEVER
+    vmsa_page: int = 0
+    vmpl: int = 0
     exits: int = 0
     io_port: int = 0
     io_size: int = 0
@@ -356,6 +361,10 @@ class PythonCallbacks(EngineCallbacks):
                 return True
             for page in pages:
                 self._has_code[page] = 1
+            if pc != state.passed_block and any(self.trapped[page] for page in pages):
+                self._trap = Trap.CODE_PAGE
+                self.stop()
+                return True
         state.next_check = min(state.deadline, state.slice_end)
         if state.stop:
             state.next_check = 0
@@ -403,18 +412,23 @@ class PythonCallbacks(EngineCallbacks):
         self.state.exits += 1
         # A single-step trap comes after its instruction; everything else names one that has not
         # run.
-        self._settle(completed=code == EngineExit.DB and not self.state.trap)
+        state = self.state
+        self._settle(completed=code == EngineExit.DB and not state.trap)
+        if state.insn_length and not state.trap and state.previous_end == state.passed_breakpoint:
+            # Its instruction is executed again from the start, but was asked for already.
+            state.skip_breakpoint = state.passed_breakpoint
         # INT n leaves this set, and the next exit would restore a stale RIP.
         self._halves[self._layout.exception_is_int // 4] = 0
         self._on_exit(code)
 
     # -- breakpoints ------------------------------------------------------------------------
 
-    def arm_breakpoint(self, address: int) -> None:
+    def arm_breakpoint(self, address: int, points: Sequence[Breakpoint] = ()) -> None:
         self._breakpoints.add(address)
 
     def disarm_breakpoint(self, address: int) -> None:
         self._breakpoints.discard(address)
+        self.state.passed_breakpoint = NEVER
 
     @property
     def armed_breakpoints(self) -> frozenset[int]:
@@ -453,8 +467,9 @@ class PythonCallbacks(EngineCallbacks):
     def _breakpoint(self, pc: int) -> bool:
         """There is one at the start of the block; returns whether it is not to be passed."""
         state = self.state
-        if state.skip_breakpoint == pc:
+        if state.skip_breakpoint == pc or state.stepping:
             state.skip_breakpoint = NEVER
+            state.passed_breakpoint = pc
             return False
         self._block = None
         state.previous_end = pc

@@ -13,19 +13,10 @@ from typing import Final, NamedTuple
 from unicorn import x86_const as x86
 
 from svsmd.snp.cpu_unicorn import UnicornCpu
+from svsmd.snp.register_names import CONTROL, GENERAL, MSRS, SEGMENTS
 from svsmd.snp.vmsa_state import mode_flags
 
-GENERAL: Final = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
-SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
-"""In the engine's order."""
 _SEGMENT_STRIDE: Final = 24
-_MSRS: Final = {
-    "k_gs_base": "kernel_gs_base", "star": "star", "lstar": "lstar", "cstar": "cstar",
-    "fmask": "fmask",
-}  # fmt: skip
 _VECTOR_STRIDE: Final = 64
 _HF_CS32: Final = 1 << 4
 _HF_CS64: Final = 1 << 15
@@ -131,12 +122,12 @@ class RegisterFile:
             UnknownRegister: there is none of that name.
         """
         cpu, lay = self._cpu, self._cpu.layout
-        if name in _MSRS:
-            return cpu.word(getattr(lay, _MSRS[name]))
+        if name in MSRS:
+            return cpu.word(getattr(lay, MSRS[name]))
         if name == "cr8":
             return self._task_priority()
-        if name.startswith("cr") and name[2:] in ("0", "2", "3", "4"):
-            return cpu.cr[int(name[2:])]
+        if name in CONTROL:
+            return cpu.cr[CONTROL[name]]
         if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6", "7"):
             return cpu.dr[int(name[2:])]
         if name == "efer":
@@ -153,6 +144,30 @@ class RegisterFile:
             if not part:
                 return cpu.half(offset) & 0xFFFF
         raise UnknownRegister(f"there is no register {name}")
+
+    def value(self, name: str) -> int:
+        """Any register of up to 64 bits that the `g` packet or `read` has.
+
+        Raises:
+            UnknownRegister: there is none of that name.
+        """
+        if name in GENERAL:
+            return self._cpu.regs[GENERAL.index(name)]
+        match name:
+            case "rip":
+                return self.linear_rip
+            case "eflags":
+                return self.rflags
+            case "mxcsr":
+                return self.mxcsr
+            case "fctrl":
+                return self.x87().fcw
+            case "fstat":
+                return self.x87().fsw
+            case "ftag":
+                return self.x87().ftw
+            case _:
+                return self.read(name)
 
     def write(self, name: str, value: int) -> None:
         """Sets a register.
@@ -176,10 +191,10 @@ class RegisterFile:
             if value & ~0xFFFF:
                 raise ValueError("MXCSR has 16 bits")
             cpu.reg_write(x86.UC_X86_REG_MXCSR, value)
-        elif name in _MSRS:
+        elif name in MSRS:
             if name in ("lstar", "cstar", "k_gs_base"):
                 _check_canonical(name, value)
-            cpu.set_word(getattr(lay, _MSRS[name]), value)
+            cpu.set_word(getattr(lay, MSRS[name]), value)
         elif name in ("cr2", "dr0", "dr1", "dr2", "dr3"):
             (cpu.cr if name[0] == "c" else cpu.dr)[int(name[2:])] = value
         elif name == "cr3":

@@ -127,6 +127,8 @@ class Silicon:
         self.psp = SecurityProcessor(self.memory, self.rmp, entropy.stream("security processor"))
         self.debug = self.processor.debug
         self.registers = RegisterFile(self.cpu, lambda: self.processor.vmcb.v_tpr)
+        self.debug.view.other_register = self.registers.value
+        self.debug.view.prepare_read = self.make_readable
         self._contexts: dict[int, _Context] = {}
         self._loaded: _Context | None = None
         self._vmsa_checked = False  # since the RMP last changed, for the loaded context
@@ -345,6 +347,7 @@ class Silicon:
         cpu.shared.previous_end = context.previous_end
         cpu.shared.previous_page = context.previous_page
         cpu.select_nested_tables(vmsa.vmpl)
+        cpu.shared.vmsa_page = vmcb.vmsa_spa >> PAGE_SHIFT
         self._loaded = context
         return context
 

@@ -25,6 +25,7 @@ from svsmd.host.layout import SvsmRegion
 from svsmd.images import image_path
 from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import DebugEvent, Ended, Idle
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.types import PAGE_SIZE
 from tests.fake_vmpl0 import SVSM_BASE, SVSM_SECRETS, FakeVmpl0
 from tests.svsm_image import built_svsm_image
@@ -120,11 +121,11 @@ _CONFIG = MachineConfig(seed=b"panic", rtc=1_767_225_600, memory=64 * MIB)
 
 def _run_to(machine: Machine, address: int, times: int) -> None:
     """Until an instruction is about to be executed for the nth time."""
-    breakpoints = machine.silicon.debug.breakpoints
-    breakpoints.add(address)
+    breakpoint_ = Breakpoint(address)
+    machine.silicon.debug.add_breakpoint(breakpoint_)
     while times:
         times -= isinstance(machine.run_slice(), DebugEvent)
-    breakpoints.clear()
+    machine.silicon.debug.remove_breakpoint(breakpoint_)
 
 
 @settings(max_examples=40)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.cpu_unicorn import UnicornCpu
 from svsmd.snp.engine_layout import EngineMismatch
 from svsmd.snp.exits import DebugReason, DebugStop, Exit, Hlt, Intr, Paused
@@ -123,7 +124,8 @@ def run_in_steps(m: BareMachine) -> None:
 
 
 def run_with_breakpoints(m: BareMachine, where: list[int]) -> None:
-    m.silicon.debug.breakpoints.update(CODE + offset for offset in where)
+    for offset in where:
+        m.silicon.debug.add_breakpoint(Breakpoint(CODE + offset))
     for _ in range(5000):
         exit_ = m.run(ticks=1_000_000)
         if exit_ == Hlt():
@@ -363,9 +365,10 @@ def test_flags_survive_every_way_into_the_engine():
 
 def test_a_stale_breakpoint_costs_nothing():
     m = machine(assemble("mov ecx, 5; 1: dec ecx; jnz 1b"))
-    m.silicon.debug.breakpoints.add(CODE + 5)
+    breakpoint_ = Breakpoint(CODE + 5)
+    m.silicon.debug.add_breakpoint(breakpoint_)
     assert m.run() == DebugStop(DebugReason.BREAKPOINT, CODE + 5)
-    m.silicon.debug.breakpoints.clear()
+    m.silicon.debug.remove_breakpoint(breakpoint_)
     while (exit_ := m.run()) == Paused():
         pass  # the engine forgets it
     assert exit_ == Hlt()

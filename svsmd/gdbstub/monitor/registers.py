@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from svsmd.snp.register_file import GENERAL, RegisterFile
+from svsmd.snp.register_file import RegisterFile
+from svsmd.snp.register_names import GENERAL
 
 _ORDER: Final = (
     ("rax", "rbx", "rcx", "rdx"),

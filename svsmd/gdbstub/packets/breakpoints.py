@@ -2,11 +2,12 @@
 """Breakpoints and watchpoints: packets Z0 to Z4 and z0 to z4.
 
 Inserting what is there and removing what is not there is no error, as the protocol demands; the
-machine is asked once for each.
+machine is asked once for each, and again for a breakpoint whose conditions or commands have
+changed.
 
 Spec: GDB manual, E.2 Packets.
-Deviations: conditions and commands (`;X...`, `;cmds...`) are not advertised, and refused rather
-than dropped.
+Deviations: conditions and commands (`;X...`, `;cmds...`) that the stub cannot evaluate are refused
+rather than dropped.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import Final
 
+from svsmd.gdbstub.agent.bytecode import BadExpression
+from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options, parse_options
 from svsmd.gdbstub.packets.context import (
     OK,
     UNSUPPORTED,
@@ -30,25 +33,35 @@ from svsmd.gdbstub.target import (
     SupportsWatchpoints,
     WatchpointKind,
 )
+from svsmd.gdbstub.target_xml import REGISTERS
 
 MAX_POINTS: Final = 0x10000
 """Most breakpoints, and most watchpoints, of a session."""
 
+MAX_BYTE_CODE: Final = 1 << 20
+"""Most bytes of conditions and commands of a session."""
+
+_REGISTERS: Final = [register.name if register.bitsize <= 64 else None for register in REGISTERS]
 _BREAKPOINT_KINDS: Final = {b"%d" % kind: kind for kind in BreakpointKind}
 _WATCHPOINT_KINDS: Final = {b"%d" % kind: kind for kind in WatchpointKind}
 
 
 def insert(ctx: Context, args: bytes) -> bytes:
     """`Z TYPE,ADDRESS,KIND`; KIND is the length of a watchpoint."""
-    type_, where = _parse(args)
+    type_, where, options = _parse(args)
     target = ctx.target
     if type_ in _BREAKPOINT_KINDS and isinstance(target, SupportsBreakpoints):
-        breakpoint_ = _BREAKPOINT_KINDS[type_], _address(where)
-        if breakpoint_ not in ctx.breakpoints:
+        kind, address, physical = key = _BREAKPOINT_KINDS[type_], _address(where), ctx.physical
+        old = ctx.breakpoints.get(key)
+        if old is None:
             _check_room(ctx.breakpoints)
-            target.insert_breakpoint(*breakpoint_)
-            ctx.breakpoints.add(breakpoint_)
+        if options != old:
+            _check_options(ctx, options)
+            target.insert_breakpoint(kind, address, options, physical=physical)
+            ctx.breakpoints[key] = options
         return OK
+    if options is not NO_OPTIONS:
+        raise PacketError(Errno.INVALID, "only breakpoints have conditions and commands")
     if type_ in _WATCHPOINT_KINDS and isinstance(target, SupportsWatchpoints):
         watchpoint = (_WATCHPOINT_KINDS[type_], *_range(where))
         if watchpoint not in ctx.watchpoints:
@@ -61,13 +74,13 @@ def insert(ctx: Context, args: bytes) -> bytes:
 
 def remove(ctx: Context, args: bytes) -> bytes:
     """`z TYPE,ADDRESS,KIND`."""
-    type_, where = _parse(args)
+    type_, where, _ = _parse(args)
     target = ctx.target
     if type_ in _BREAKPOINT_KINDS and isinstance(target, SupportsBreakpoints):
-        breakpoint_ = _BREAKPOINT_KINDS[type_], _address(where)
-        if breakpoint_ in ctx.breakpoints:
-            ctx.breakpoints.remove(breakpoint_)
-            target.remove_breakpoint(*breakpoint_)
+        kind, address, physical = key = _BREAKPOINT_KINDS[type_], _address(where), ctx.physical
+        if key in ctx.breakpoints:
+            del ctx.breakpoints[key]
+            target.remove_breakpoint(kind, address, physical=physical)
         return OK
     if type_ in _WATCHPOINT_KINDS and isinstance(target, SupportsWatchpoints):
         watchpoint = (_WATCHPOINT_KINDS[type_], *_range(where))
@@ -82,8 +95,10 @@ def remove_all(ctx: Context) -> None:
     """Take out everything that the client has left behind."""
     target = ctx.target
     if isinstance(target, SupportsBreakpoints):
-        for breakpoint_ in ctx.breakpoints:
-            target.remove_breakpoint(*breakpoint_)
+        for kind, address, physical in ctx.breakpoints:
+            target.remove_breakpoint(kind, address, physical=physical)
+        target.forget_removed_breakpoints()
+        target.take_output()  # for nobody
     if isinstance(target, SupportsWatchpoints):
         for watchpoint in ctx.watchpoints:
             target.remove_watchpoint(*watchpoint)
@@ -91,16 +106,20 @@ def remove_all(ctx: Context) -> None:
     ctx.watchpoints.clear()
 
 
-def has_breakpoint(ctx: Context, address: int) -> bool:
-    """Whether there is an execution breakpoint of either kind at `address`."""
-    return any((kind, address) in ctx.breakpoints for kind in BreakpointKind)
+def _parse(args: bytes) -> tuple[bytes, bytes, Options]:
+    where, _, text = args.partition(b";")
+    type_, _, where = where.partition(b",")
+    try:
+        options = parse_options(text, _REGISTERS) if text else NO_OPTIONS
+    except BadExpression as error:
+        raise PacketError(Errno.INVALID, str(error)) from None
+    return type_, where, options
 
 
-def _parse(args: bytes) -> tuple[bytes, bytes]:
-    type_, _, where = args.partition(b",")
-    if b";" in where:
-        raise PacketError(Errno.INVALID, "conditions and commands are not supported")
-    return type_, where
+def _check_options(ctx: Context, options: Options) -> None:
+    total = sum(other.size for other in ctx.breakpoints.values() if other.size)
+    if total + options.size > MAX_BYTE_CODE:
+        raise PacketError(Errno.NO_SPACE, f"more than {MAX_BYTE_CODE} bytes of expressions")
 
 
 def _address(where: bytes) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from svsmd.gdbstub.agent.packet import Options
 from svsmd.gdbstub.target import BreakpointKind, StopEvent, Target, WatchpointKind
 
 OK: Final = b"OK"
@@ -65,7 +66,8 @@ class Context:
     running: bool = False
     client_features: frozenset[bytes] = frozenset()
     """What the client said in qSupported, such as b"swbreak+"."""
-    breakpoints: set[tuple[BreakpointKind, int]] = field(default_factory=set)
+    breakpoints: dict[tuple[BreakpointKind, int, bool], Options] = field(default_factory=dict)
+    """By kind, address, and whether that is a guest-physical one."""
     watchpoints: set[tuple[WatchpointKind, int, int]] = field(default_factory=set)
     console: list[bytes] = field(default_factory=list)
     """Console packets that go out before the reply."""

@@ -42,7 +42,9 @@ def supported(ctx: Context, args: bytes) -> bytes:
         b"error-message+",
     ]
     if isinstance(ctx.target, SupportsBreakpoints):
-        features += [b"swbreak+", b"hwbreak+"]
+        features += [
+            b"swbreak+", b"hwbreak+", b"ConditionalBreakpoints+", b"BreakpointCommands+",
+        ]  # fmt: skip
     if isinstance(ctx.target, SupportsTables):
         features.append(b"qXfer:osdata:read+")
     if isinstance(ctx.target, SupportsEvents):

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from svsmd.gdbstub.packets.breakpoints import has_breakpoint
 from svsmd.gdbstub.packets.context import (
     UNSUPPORTED,
     Action,
@@ -27,7 +26,15 @@ from svsmd.gdbstub.packets.context import (
     parse_hex,
     parse_tid,
 )
-from svsmd.gdbstub.target import Exited, Signal, StopEvent, Stopped, StopReason
+from svsmd.gdbstub.rsp import MAX_BODY
+from svsmd.gdbstub.target import (
+    Exited,
+    Signal,
+    StopEvent,
+    Stopped,
+    StopReason,
+    SupportsBreakpoints,
+)
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
 
 MAX_RANGE_STEPS: Final = 1000
@@ -35,6 +42,9 @@ MAX_RANGE_STEPS: Final = 1000
 
 It bounds how long the stub is deaf to Ctrl-C.
 """
+
+MAX_CONSOLE: Final = (MAX_BODY - 1) // 2
+"""Most bytes of text in one console packet."""
 
 # What gdb wants to know after every step, in the packet that reports it. One `g` less a step.
 _EXPEDITED: Final = [
@@ -73,8 +83,15 @@ def _reason(ctx: Context, event: Stopped) -> bytes:
 
 
 def report_stop(ctx: Context, event: StopEvent) -> bytes:
-    """Note that the machine has stopped, and say so: its thread becomes the current one."""
+    """Note that the machine has stopped, and say so: its thread becomes the current one.
+
+    What commands of breakpoints have printed until then is said first.
+    """
     ctx.last_stop = event
+    if isinstance(ctx.target, SupportsBreakpoints):
+        text = ctx.target.take_output()
+        parts = (text[at : at + MAX_CONSOLE] for at in range(0, len(text), MAX_CONSOLE))
+        ctx.console += [b"O" + part.hex().encode() for part in parts]
     if isinstance(event, Stopped):
         ctx.general_tid = event.tid
         if event.words:
@@ -123,6 +140,8 @@ def resume(ctx: Context) -> Reply:
     """Run the machine, unless it has ended."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
+    if isinstance(ctx.target, SupportsBreakpoints):
+        ctx.target.forget_removed_breakpoints()
     return Action.RESUME
 
 
@@ -130,7 +149,22 @@ def step(ctx: Context, tid: int | None) -> bytes:
     """Execute one instruction of thread `tid`, or of the thread that stopped last."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
-    return report_stop(ctx, ctx.target.step(ctx.last_stop.tid if tid is None else tid))
+    stepped = ctx.last_stop.tid if tid is None else tid
+    event = ctx.target.step(stepped)
+    _arrived(ctx, event)
+    return report_stop(ctx, event)
+
+
+def _arrived(ctx: Context, event: StopEvent) -> bool:
+    """Whether a step has led to a breakpoint that stops; its commands run then if it has some.
+
+    gdb finds out by itself what is at the PC, and evaluates a condition once more.
+    """
+    return (
+        isinstance(event, Stopped)
+        and isinstance(ctx.target, SupportsBreakpoints)
+        and ctx.target.arrived(event.tid)
+    )
 
 
 def range_step(ctx: Context, tid: int | None, start: int, end: int) -> bytes:
@@ -142,10 +176,10 @@ def range_step(ctx: Context, tid: int | None, start: int, end: int) -> bytes:
     plain = Stopped(stepped, Signal.SIGTRAP)
     for _ in range(MAX_RANGE_STEPS):
         event = target.step(stepped)
-        if event != plain:
+        if _arrived(ctx, event) or event != plain:
             break
         pc = int.from_bytes(target.read_registers(stepped)[_RIP], "little")
-        if not start <= pc < end or has_breakpoint(ctx, pc):
+        if not start <= pc < end:
             break
     return report_stop(ctx, event)
 
