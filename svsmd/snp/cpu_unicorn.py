@@ -436,6 +436,15 @@ class UnicornCpu:
         """Undoes arm_breakpoint()."""
         self._callbacks.disarm_breakpoint(address)
 
+    @property
+    def watches_accesses(self) -> bool:
+        """See EngineCallbacks."""
+        return self._callbacks.watches_accesses
+
+    def watch(self, ranges: Sequence[tuple[int, int, int]]) -> None:
+        """See EngineCallbacks.watch()."""
+        self._callbacks.watch(ranges)
+
     def count_evaluations(self) -> None:
         """See EngineCallbacks.count_evaluations()."""
         self._callbacks.count_evaluations()

@@ -2,11 +2,12 @@
 """Breakpoints, watchpoints and steps, none of which the guest can see.
 
 Breakpoints are the engine's; no memory is patched, and hits that do not count are seen by the
-engine without an exit where that can be. Watchpoints are nested leaves that are kept away from the
+engine without an exit where that can be. Watchpoints are looked for in each access to their pages
+(native/watchpoints.c). Without native code they are nested leaves that are kept away from the
 watched page: each access to it faults, is looked at, and runs as one instruction on a leaf of its
-own. The guest's debug registers stay the guest's. What is watched are the operands of instructions;
-not what the silicon itself writes when it delivers an exception, nor what the host writes to shared
-memory.
+own; so it is, with or without, on pages that must have no lasting leaf. The guest's debug registers
+stay the guest's. What is watched are the operands of instructions; not what the silicon itself
+writes when it delivers an exception, nor what the host writes to shared memory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ _ACCESSES: Final = {
     DebugReason.READ_WATCHPOINT: (AccessKind.READ,),
     DebugReason.ACCESS_WATCHPOINT: (AccessKind.READ, AccessKind.WRITE),
 }
+_LOAD, _STORE = 1, 2
+_KIND_BITS: Final = {
+    DebugReason.WRITE_WATCHPOINT: _STORE,
+    DebugReason.READ_WATCHPOINT: _LOAD,
+    DebugReason.ACCESS_WATCHPOINT: _LOAD | _STORE,
+}
+"""As EngineCallbacks.watch() has them."""
 _MAX_ADDRESS: Final = (1 << 64) - 1
 
 
@@ -188,14 +196,14 @@ class DebugSupport:
     def add_watch(self, watch: Watch) -> None:
         """Starts watching; its pages lose their leaves."""
         self._watches.append(watch)
-        self._drop_leaves(watch)
+        self._watches_changed(watch)
 
     def remove_watch(self, reason: DebugReason, address: int, length: int) -> None:
         """Stops watching."""
         for watch in self._watches:
             if (watch.reason, watch.address, watch.length) == (reason, address, length):
                 self._watches.remove(watch)
-                self._drop_leaves(watch)
+                self._watches_changed(watch)
                 return
 
     def take_over(self, other: DebugSupport) -> None:
@@ -208,7 +216,10 @@ class DebugSupport:
         for watch in other._watches:
             self.add_watch(watch)
 
-    def _drop_leaves(self, watch: Watch) -> None:
+    def _watches_changed(self, watch: Watch) -> None:
+        self._cpu.watch(
+            [(w.gpa, w.gpa + w.length - 1, _KIND_BITS[w.reason]) for w in self._watches]
+        )
         first = watch.gpa >> PAGE_SHIFT
         last = (watch.gpa + watch.length - 1) >> PAGE_SHIFT
         self._cpu.nested.unmap(first, last - first + 1)
@@ -247,6 +258,33 @@ class DebugSupport:
                     if at < watch.gpa + watch.length and watch.gpa < at + length:
                         return watch
         return None
+
+    def accessed(self) -> Watch | None:
+        """The watchpoint that the engine's next access (`Trap.WATCH`) hits.
+
+        The engine's loads may be wider than the instruction's: its operands tell, if it has one
+        there."""
+        shared = self._cpu.shared
+        first, last = shared.watched_access, shared.watched_access + shared.watched_length - 1
+        watches = [
+            w
+            for w in self._watches
+            if _KIND_BITS[w.reason] & shared.watched_kind
+            and first < w.gpa + w.length
+            and w.gpa <= last
+        ]
+        kind = AccessKind.READ if shared.watched_kind == _LOAD else AccessKind.WRITE
+        there = [
+            (at, length)
+            for operand in self._operands()
+            for at, length in self._pieces(operand)
+            if kind in operand.kinds and at <= last and first < at + length
+        ]
+        for at, length in there:
+            for watch in watches:
+                if at < watch.gpa + watch.length and watch.gpa < at + length:
+                    return watch
+        return watches[0] if watches and not there else None
 
     def _pieces(self, operand: MemoryOperand) -> Iterator[tuple[int, int]]:
         """Guest-physical address and length of what an operand has on each page."""

@@ -84,6 +84,7 @@ class Trap(IntEnum):
     BREAKPOINT = 1
     SHARED_FETCH = 2
     CODE_PAGE = 3
+    WATCH = 4
 
 
 class Fast(IntEnum):
@@ -115,6 +116,9 @@ class EngineState(Protocol):
         passed_block: linear address of a block that is never a Trap.CODE_PAGE.
         vmsa_page: number of the page that the registers belong to.
         vmpl: of the loaded context.
+        watch_off: the next instruction may access watched bytes.
+        watched_access, watched_length, watched_kind: with Trap.WATCH, guest-physical address and
+            length of the access, and 1 for a load or 2 for a store.
         exits: statistics.
         io_port, io_size: of the IN or OUT that is an exit VC.
         fast: a Fast: which events may be served without the exit handler.
@@ -144,6 +148,10 @@ class EngineState(Protocol):
     passed_block: int
     vmsa_page: int
     vmpl: int
+    watch_off: int
+    watched_access: int
+    watched_length: int
+    watched_kind: int
     exits: int
     io_port: int
     io_size: int
@@ -263,10 +271,12 @@ class EngineCallbacks(ABC):
         assigned: one byte a RAM page: the RMP says that it is a guest's.
         trapped: one byte a RAM page: a new block of its code is an exit DB with Trap.CODE_PAGE.
         mode_flags: bits of the engine's mode flags that must always be set.
+        watches_accesses: whether watch() works; if not, pages with watched bytes must have no leaf.
     """
 
     state: EngineState
     mode_flags: int = 0
+    watches_accesses: bool = False
 
     def __init__(self, engine: Engine, on_exit: Callable[[int], None]) -> None:
         self._engine = engine
@@ -301,6 +311,14 @@ class EngineCallbacks(ABC):
     @abstractmethod
     def disarm_breakpoint(self, address: int) -> None:
         """Undoes arm_breakpoint()."""
+
+    def watch(self, ranges: Sequence[tuple[int, int, int]]) -> None:  # noqa: B027
+        """Makes accesses that overlap one of the ranges an exit DB with Trap.WATCH.
+
+        Their pages need leaves that are marked as watched.
+
+        Args: ranges: first and last guest-physical address, and 1 for loads, 2 for stores, 3 for
+        both."""
 
     def count_evaluations(self) -> None:  # noqa: B027
         """Adds to breakpoints the evaluations of their conditions that ended without an exit."""

@@ -91,7 +91,9 @@ class OperandDecoder:
         return self._cpu.word(self._cpu.layout.segs + 24 * index + 8)
 
     def _explicit(self, insn: Any) -> Iterator[MemoryOperand]:
-        for operand in insn.operands:
+        operands = insn.operands
+        first = operands[0] if operands else None
+        for operand in operands:
             if operand.type != cs_x86.X86_OP_MEM or insn.mnemonic.startswith(("lea", "nop")):
                 continue
             memory = operand.mem
@@ -100,9 +102,11 @@ class OperandDecoder:
             offset &= (1 << 8 * insn.addr_size) - 1
             address = self._linear(self._segment_base(insn, memory.segment), offset)
             kinds = []
-            if operand.access & capstone.CS_AC_READ or not operand.access:
+            # Capstone takes the destination of SSE's moves for a source.
+            moved_to = insn.mnemonic.startswith("mov") and operand is first
+            if not moved_to and (operand.access & capstone.CS_AC_READ or not operand.access):
                 kinds.append(AccessKind.READ)
-            if operand.access & capstone.CS_AC_WRITE:
+            if moved_to or operand.access & capstone.CS_AC_WRITE:
                 kinds.append(AccessKind.WRITE)
             yield MemoryOperand(address, max(operand.size, 1), tuple(kinds))
 

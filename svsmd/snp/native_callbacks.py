@@ -56,8 +56,14 @@ _REPLACED: Final = (
     ("find_memory_mapping", "svsmd_find_region"),
     ("x86_ldq_phys", "svsmd_load_physical"),
     ("tlb_reset_dirty_by_vaddr", "svsmd_mark"),
+    ("cpu_watchpoint_address_matches", "svsmd_is_watched"),
+    ("cpu_check_watchpoint", "svsmd_check_watch"),
 )
 """Functions of the engine, and those of native code that take their place."""
+
+_KEPT: Final = 3
+"""Of these, the engine's own serve other engines. The last two do nothing there: Unicorn has left
+watchpoints out."""
 
 _CODE_PAGE_BYTES: Final = 16
 """struct code_page of native/accel.c."""
@@ -103,6 +109,10 @@ class _Shared(ctypes.Structure):
         ("passed_breakpoint", ctypes.c_uint64), ("vmsa_page", ctypes.c_uint64),
         ("trapped", ctypes.c_void_p), ("passed_block", ctypes.c_uint64),
         ("vmpl", ctypes.c_uint32), ("nested_cr3", ctypes.c_uint32),
+        ("watches", ctypes.c_void_p), ("watch_count", ctypes.c_uint32),
+        ("watch_off", ctypes.c_uint32), ("last_leaf", ctypes.c_uint64),
+        ("watched_access", ctypes.c_uint64), ("watched_length", ctypes.c_uint32),
+        ("watched_kind", ctypes.c_uint32),
     )  # fmt: skip
 
 
@@ -201,8 +211,8 @@ class NativeCallbacks(EngineCallbacks):
         private = engine.host_memory
         rows += [private.start, private.size, private.host, 0, 0]
         table = (ctypes.c_uint64 * len(rows))(*rows)
-        own = (ctypes.c_void_p * len(_REPLACED))(
-            *(host_address(engine.internal(name)) for name, _ in _REPLACED)
+        own = (ctypes.c_void_p * _KEPT)(
+            *(host_address(engine.internal(name)) for name, _ in _REPLACED[:_KEPT])
         )
         handle = ctypes.c_void_p(engine.address)
         count = len(regions) + 1
@@ -276,6 +286,14 @@ class NativeCallbacks(EngineCallbacks):
             self._engine.unhook(self._hooks.pop(address))
             self._engine.flush_code()
             self._shared.passed_breakpoint = NEVER
+
+    watches_accesses = True
+
+    def watch(self, ranges: Sequence[tuple[int, int, int]]) -> None:
+        words = [word for row in ranges for word in row]
+        self._watches = (ctypes.c_uint64 * len(words))(*words)
+        self._shared.watches = ctypes.addressof(self._watches)
+        self._shared.watch_count = len(ranges)
 
     def count_evaluations(self) -> None:
         for site in self._sites.values():

@@ -26,6 +26,8 @@ USER: Final = 1 << 2
 ACCESSED: Final = 1 << 5
 DIRTY: Final = 1 << 6
 HUGE: Final = 1 << 7
+WATCHED: Final = 1 << 9
+"""Not used by the processor (24593, 5.4); native/watchpoints.c sees it."""
 _TABLE: Final = PRESENT | WRITABLE | USER
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _ENTRIES: Final = 512
@@ -107,8 +109,10 @@ class NestedTables:
             self._regions.setdefault(region, set()).add(key)
         return word
 
-    def map_page(self, vmpl: int, gpa: int, spa: int, *, writable: bool) -> None:
-        """Adds the 4 KiB leaf of `gpa` (with its C-bit)."""
+    def map_page(
+        self, vmpl: int, gpa: int, spa: int, *, writable: bool, watched: bool = False
+    ) -> None:
+        """Adds the 4 KiB leaf of `gpa` (with its C-bit); `watched`: accesses are looked at."""
         if self._used + 3 > self._capacity:
             self.reset()
         alias, gpa = (1, gpa ^ C_BIT) if gpa & C_BIT else (0, gpa)
@@ -121,6 +125,8 @@ class NestedTables:
                 self._pool[word] = 0
             table = self._leaf_table[key] = self._child(word)
         flags = PRESENT | USER | ACCESSED | DIRTY | (WRITABLE if writable else 0)
+        if watched:
+            flags |= WATCHED
         page = (gpa >> PAGE_SHIFT) & 0x1FF
         self._pool[table * _ENTRIES + page] = (spa & _ADDRESS) | flags
 

@@ -149,7 +149,8 @@ class Processor:
         self.gates: dict[int, Callable[[], None]] = {}
         self.write_memory_hook: Callable[[int, int], None] = lambda spa, n: None
         self._transient: list[TransientLeaf] = []
-        self._stepping_for_transient = False
+        self._alone = False
+        self._watch: Watch | None = None
         self._scratch = HOST_BASE + 0xC000
         cpu.exit_handler = self.on_exit
         self._handlers: dict[int, Callable[[], bool]] = {
@@ -179,8 +180,8 @@ class Processor:
 
     def on_exit(self, code: int) -> None:
         """One event of the engine; leaves the CPU with `exit` set if the host has to know."""
-        if self._transient and code not in (EngineExit.DB, EngineExit.NPF):
-            self._end_transient()
+        if self._alone and code not in (EngineExit.DB, EngineExit.NPF):
+            self._end_alone()
         try:
             handler = self._handlers.get(code)
             if handler is not None:
@@ -215,8 +216,8 @@ class Processor:
         self.cpu.leave()
 
     def _leave_npf(self, fault: NestedFault) -> None:
-        if self._transient:
-            self._end_transient()
+        if self._alone:
+            self._end_alone()
         self._note_npf(fault)
         self.leave(Npf(fault.gpa, fault.error_code, fault.row))
 
@@ -226,8 +227,8 @@ class Processor:
         )
 
     def _guarded_exception(self, fault: GuestFault) -> None:
-        if self._transient:
-            self._end_transient()
+        if self._alone:
+            self._end_alone()
         try:
             self.note_page_fault(fault)
             self.delivery.raise_exception(fault.vector, fault.error_code)
@@ -393,10 +394,11 @@ class Processor:
             if gpa & C_BIT
             else kind is not AccessKind.FETCH and not self.rmp.assigned(page)
         )
-        if usual and not self.debug.watches_page(page):
+        watched = self.debug.watches_page(page)
+        if usual and (not watched or cpu.watches_accesses):
             writable = not gpa & C_BIT or bool(permissions & int(Perm.WRITE))
             if kind is not AccessKind.WRITE or writable:
-                self._map(gpa, plain, writable=writable)
+                self._map(gpa, plain, writable=writable, watched=watched)
                 return False
         try:
             _, encrypted = self.physical.resolve(self.vmpl, gpa, kind, cpu.cpl)
@@ -406,14 +408,15 @@ class Processor:
         self._begin_transient(gpa, plain, kind, encrypted=encrypted)
         return False
 
-    def _map(self, gpa: int, plain: int, *, writable: bool) -> None:
+    def _map(self, gpa: int, plain: int, *, writable: bool, watched: bool) -> None:
         nested = self.cpu.nested
         entry = self.rmp.lookup(plain)
         huge = entry is not None and entry.page_size is PageSize.SIZE_2M
         if gpa & C_BIT and huge and not self.debug.watches_region(plain):
             nested.map_huge_page(self.vmpl, gpa, plain, writable=writable)
         else:
-            nested.map_page(self.vmpl, gpa, plain & ~PAGE_MASK, writable=writable)
+            page = plain & ~PAGE_MASK
+            nested.map_page(self.vmpl, gpa, page, writable=writable, watched=watched)
 
     def _faulting_address(self, gpa: int) -> int:
         """The linear address behind a nested fault: an operand, or the instruction itself."""
@@ -456,25 +459,39 @@ class Processor:
         writable = kind is AccessKind.WRITE and not encrypted
         cpu.nested.map_page(self.vmpl, gpa & ~PAGE_MASK, target, writable=writable)
         self._transient.append(TransientLeaf(page, watch))
+        self._begin_alone()
+
+    def _begin_alone(self) -> None:
+        """The instruction at RIP is executed, and then Python is asked again."""
+        cpu = self.cpu
         cpu.shared.first = 1  # nobody gets the machine back before the instruction has run
-        if not self._stepping_for_transient:
-            self._stepping_for_transient = True
+        if not self._alone:
+            self._alone = True
             # It starts here, not where run() did.
             cpu.shared.first_pc = cpu.linear_rip
             cpu.shared.first_rcx = cpu.regs[RCX]
             cpu.shared.first_shadow = cpu.interrupt_shadow
             self.debug.hidden_step(True)
 
-    def _end_transient(self) -> Watch | None:
+    def _begin_watched(self) -> bool:
+        """The instruction at RIP is about to access what seems to be watched: lets it do so."""
+        self._watch = self.debug.accessed() or self._watch
+        self.cpu.shared.watch_off = 1
+        self._begin_alone()
+        return False
+
+    def _end_alone(self) -> Watch | None:
         """Takes the leaves away; returns the watchpoint that the instruction hit."""
-        hit = None
+        hit, self._watch = self._watch, None
+        self.cpu.shared.watch_off = 0
         for leaf in self._transient:
             hit = hit or leaf.watch
             self.cpu.nested.unmap(leaf.page >> PAGE_SHIFT, 1)
-        self._transient.clear()
-        self._stepping_for_transient = False
+        self._alone = False
         self.debug.hidden_step(False)
-        self.cpu.flush_tlb()
+        if self._transient:
+            self._transient.clear()
+            self.cpu.flush_tlb()
         return hit
 
     # -- exceptions -------------------------------------------------------------------------
@@ -518,6 +535,8 @@ class Processor:
                     # Gone since it was armed: without it the run is as fast as before.
                     self.leave(Paused())
             return False
+        if trap == Trap.WATCH:
+            return self._begin_watched()
         if trap == Trap.CODE_PAGE:
             self.debug.code_page(cpu.linear_rip)
             return False
@@ -532,7 +551,7 @@ class Processor:
         guests_own = bool(cpu.eflags_system & _TF) or not self.debug.hidden
         if not guests_own:
             self._repeat_last_pass()
-        hit = self._end_transient() if self._transient else None
+        hit = self._end_alone() if self._alone else None
         if guests_own:
             self.delivery.raise_exception(_DB, None)
         else:

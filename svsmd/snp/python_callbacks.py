@@ -169,6 +169,10 @@ class _State:
     passed_block: int = NEVER
     vmsa_page: int = 0
     vmpl: int = 0
+    watch_off: int = 0
+    watched_access: int = 0
+    watched_length: int = 0
+    watched_kind: int = 0
     exits: int = 0
     io_port: int = 0
     io_size: int = 0

@@ -119,7 +119,9 @@ static inline void unmark_entry(const struct shared *s, struct tlb_entry *e)
 	uint64_t flags = e->addr_write & (TLB_INVALID | TLB_NOT_DIRTY | TLB_OTHER);
 	uint64_t offset;
 
-	if (flags != TLB_NOT_DIRTY || e->addr_code == ~(uint64_t)0)
+	/* Without code the engine takes it itself, but not from one that is slow for watchpoints. */
+	if ((flags & ~(uint64_t)TLB_WATCHPOINT) != TLB_NOT_DIRTY ||
+	    (e->addr_code == ~(uint64_t)0 && flags == TLB_NOT_DIRTY))
 		return;
 	offset = (e->addr_write & ~(uint64_t)4095) + e->addend - (uintptr_t)s->ram;
 	if (offset < s->ram_size && !s->has_code[offset >> 12])
@@ -487,6 +489,8 @@ uint64_t svsmd_load_physical(void *cpu, uint64_t address)
 			uint64_t value;
 
 			memcpy(&value, it->host + offset, sizeof(value));
+			if (!it->region)
+				e->shared->last_leaf = value;
 			return value;
 		}
 	}

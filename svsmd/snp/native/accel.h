@@ -45,6 +45,7 @@ enum {
 	MMU_MODES = 3,
 	TLB_INVALID = 1 << 11,
 	TLB_NOT_DIRTY = 1 << 10,
+	TLB_WATCHPOINT = 1 << 8,
 	TLB_OTHER = 0x3c0, /* I/O, watchpoint, byte swap, discard */
 	SWEEP_TICKS = 100000,    /* for each SWEEP_ENTRIES entries */
 	SWEEP_ENTRIES = 1024,
@@ -67,7 +68,10 @@ enum stop_reason {
 enum fast { FAST_NOTHING, FAST_ALL, FAST_BUT_VC };
 
 /* Why the engine's own code raised #DB. */
-enum trap { TRAP_NONE, TRAP_BREAKPOINT, TRAP_SHARED_FETCH, TRAP_CODE_PAGE };
+enum trap { TRAP_NONE, TRAP_BREAKPOINT, TRAP_SHARED_FETCH, TRAP_CODE_PAGE, TRAP_WATCH };
+
+/* The engine's BP_MEM_READ and BP_MEM_WRITE. */
+enum access { ACCESS_READ = 1, ACCESS_WRITE = 2 };
 
 enum { RAX = 0, RCX = 1, RDX = 2, RBX = 3, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STRIDE = 24 };
 
@@ -202,6 +206,13 @@ struct shared {
 	uint64_t passed_block;  /* but for one that begins here: linear address */
 	uint32_t vmpl;
 	uint32_t nested_cr3;    /* offset into env */
+	const struct watch *watches;
+	uint32_t watch_count;
+	uint32_t watch_off;     /* one instruction may access what is watched */
+	uint64_t last_leaf;     /* the entry of nested tables that the engine has read last */
+	uint64_t watched_access; /* with TRAP_WATCH: guest-physical address, */
+	uint32_t watched_length; /* bytes, */
+	uint32_t watched_kind;  /* enum access */
 };
 
 static inline void put64(const struct shared *s, uint32_t offset, uint64_t v)
