@@ -16,12 +16,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from tools.bench import compute, exits, gdb_stub, linux_boot, linux_work, resident, start, svsm
+from tools.bench import (
+    compute,
+    exits,
+    gdb_points,
+    gdb_stub,
+    linux_boot,
+    linux_work,
+    resident,
+    start,
+    svsm,
+)
 from tools.bench.registry import BENCHMARKS, Result
 from tools.bench.report import as_json, table, title, write_page
 
 MODULES: Final[tuple[ModuleType, ...]] = (
-    compute, exits, svsm, start, resident, gdb_stub, linux_boot, linux_work,
+    compute, exits, svsm, start, resident, gdb_stub, gdb_points, linux_boot, linux_work,
 )  # fmt: skip
 """What registers benchmarks: importing it is enough."""
 

@@ -32,7 +32,7 @@ _PORT = re.compile(rb'debugger: gdb -ex "target remote \S*:(\d+)"')
 
 
 @contextmanager
-def _svsmd(image: Path) -> Iterator[int]:
+def running_svsmd(image: Path) -> Iterator[int]:
     """The machine with its guest running; the port of its stub."""
     command = [str(SVSMD), "run", f"--kernel={image}", "--serial=null", "--gdb=tcp:127.0.0.1:0"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -49,7 +49,7 @@ def _svsmd(image: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _qemu(image: Path) -> Iterator[int]:
+def running_qemu(image: Path) -> Iterator[int]:
     """A plain VM of QEMU's TCG with the same guest; the port of its stub."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
@@ -79,7 +79,7 @@ def _mib_per_second(client: RspClient, chunk: int) -> float:
     return READ_BYTES / _MIB / (time.perf_counter() - begin)
 
 
-def _attach(stack: ExitStack, port: int, *, started: bool) -> RspClient:
+def attach(stack: ExitStack, port: int, *, started: bool) -> RspClient:
     """A client whose guest has reached its loop and stands still."""
     client = stack.enter_context(RspClient(port))
     if not started:
@@ -94,12 +94,12 @@ def gdb() -> list[Result]:
     with ExitStack() as stack:
         image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "spin.elf"
         image.write_bytes(kernel("spin"))
-        svsmd = stack.enter_context(_svsmd(image))
+        svsmd = stack.enter_context(running_svsmd(image))
         clients = []
         if shutil.which(QEMU) is not None:
-            clients.append(_attach(stack, stack.enter_context(_qemu(image)), started=False))
+            clients.append(attach(stack, stack.enter_context(running_qemu(image)), started=False))
         time.sleep(_RUN_SECONDS)
-        clients.insert(0, _attach(stack, svsmd, started=True))
+        clients.insert(0, attach(stack, svsmd, started=True))
         steps = in_turns(*(lambda c=client: _steps_per_second(c) for client in clients))
         # The largest `m` that both answer, then a large one for each.
         same = in_turns(*(lambda c=client: _mib_per_second(c, QEMU_CHUNK) for client in clients))

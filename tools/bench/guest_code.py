@@ -48,6 +48,16 @@ def kernel(name: str) -> bytes:
     """An ELF that svsmd boots by its 64-bit entry and QEMU by its PVH note."""
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "kernel"
-        _link(output, (GUEST / f"{name}.S",), "-no-pie",
-              f"-Wl,-T,{GUEST / name}.lds,--no-warn-rwx-segments")  # fmt: skip
+        script = f"-Wl,-T,{GUEST / name}.lds,--no-warn-rwx-segments"
+        _link(output, (GUEST / f"{name}.S",), "-no-pie", script)
         return output.read_bytes()
+
+
+def kernel_symbols(name: str) -> dict[str, int]:
+    """Addresses of the global symbols of kernel()."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(kernel(name))
+        lines = subprocess.run(
+            ["nm", "-g", file.name], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    return {symbol: int(value, 16) for value, _, symbol in (line.split() for line in lines)}

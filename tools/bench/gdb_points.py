@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Conditions of breakpoints, and what watchpoints cost, by a client of our own."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from tools.bench.gdb_stub import QEMU, QEMU_MISSING, attach, running_qemu, running_svsmd
+from tools.bench.guest_code import kernel, kernel_symbols
+from tools.bench.registry import Bound, Result, in_turns, register
+from tools.bench.rsp import RspClient, RspError
+
+RUN_SECONDS: Final = 0.5
+PERIOD: Final = 64
+"""One condition in so many holds."""
+ROUNDS: Final = 20
+"""Conditions that hold, in one measurement."""
+ELSEWHERE: Final = 0x300_0000
+"""Of a page that the guest does not touch."""
+_RBX: Final = 1
+_RBX_IN_G: Final = slice(16, 32)
+_WATCHED: Final = "guest with a watchpoint"
+
+
+def _condition(mask: int, equal: int) -> bytes:
+    """`;X...`: RBX & mask == equal (GDB manual, F.2)."""
+    code = struct.pack(">BHBHBBHBB", 0x26, _RBX, 0x23, mask, 0x0F, 0x23, equal, 0x13, 0x27)
+    return b";X%x,%b" % (len(code), code.hex().encode())
+
+
+def _expect(client: RspClient, body: bytes) -> None:
+    reply = client.request(body)
+    if reply != b"OK":
+        raise RspError(f"{body!r} was answered with {reply[:40]!r}")
+
+
+def _conditions_in_stub(client: RspClient, place: int) -> float:
+    """Conditions/s of a stub that evaluates them."""
+    _expect(client, b"Z0,%x,1" % place + _condition(PERIOD - 1, 0))
+    client.request(b"vCont;c")
+    begin = time.perf_counter()
+    for _ in range(ROUNDS):
+        client.request(b"vCont;c")
+    seconds = time.perf_counter() - begin
+    _expect(client, b"z0,%x,1" % place)
+    return ROUNDS * PERIOD / seconds
+
+
+def _conditions_in_client(client: RspClient, place: int) -> float:
+    """Conditions/s of a client that has every hit reported, and steps off it."""
+    _expect(client, b"Z0,%x,1" % place)
+    client.request(b"vCont;c")
+    begin = time.perf_counter()
+    for _ in range(ROUNDS * PERIOD):
+        client.step()
+        client.request(b"vCont;c")
+        rbx = client.request(b"g")[_RBX_IN_G]
+        _holds = int.from_bytes(bytes.fromhex(rbx.decode()), "little") % PERIOD == 0
+    seconds = time.perf_counter() - begin
+    _expect(client, b"z0,%x,1" % place)
+    return ROUNDS * PERIOD / seconds
+
+
+def _rounds(client: RspClient, counter: int) -> float:
+    """Rounds of the guest's loop in a second of its running."""
+
+    def read() -> int:
+        return int.from_bytes(client.read_memory(counter, 8), "little")
+
+    before, begin = read(), time.perf_counter()
+    client.run_for(RUN_SECONDS)
+    return (read() - before) / (time.perf_counter() - begin)
+
+
+def _rejected(client: RspClient, place: int, counter: int) -> float:
+    """Conditions/s while none of them holds: RBX & 0 is not 1."""
+    _expect(client, b"Z0,%x,1" % place + _condition(0, 1))
+    rate = _rounds(client, counter)
+    _expect(client, b"z0,%x,1" % place)
+    return rate
+
+
+def _slowdown(client: RspClient, counter: int, watched: int) -> float:
+    """How much slower the guest is while eight bytes are watched for writes."""
+    free = _rounds(client, counter)
+    _expect(client, b"Z2,%x,8" % watched)
+    slow = _rounds(client, counter)
+    _expect(client, b"z2,%x,8" % watched)
+    return free / slow
+
+
+@register("gdb-points")
+def gdb_points() -> list[Result]:
+    """Conditions and watchpoints beside QEMU's: raw packets on loopback, a loop at CPL 0."""
+    symbols = kernel_symbols("spin")
+    place, counter = symbols["spin"], symbols["counter"]
+    with ExitStack() as stack:
+        image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "spin.elf"
+        image.write_bytes(kernel("spin"))
+        port = stack.enter_context(running_svsmd(image))
+        peers = []
+        if shutil.which(QEMU) is not None:
+            peers.append(attach(stack, stack.enter_context(running_qemu(image)), started=False))
+        time.sleep(RUN_SECONDS)
+        ours = attach(stack, port, started=True)
+
+        def measure(
+            own: Callable[[RspClient], float], theirs: Callable[[RspClient], float]
+        ) -> list[tuple[float, ...]]:
+            return in_turns(lambda: own(ours), *(lambda p=peer: theirs(p) for peer in peers))
+
+        conditions = measure(
+            lambda c: _conditions_in_stub(c, place), lambda c: _conditions_in_client(c, place)
+        )
+        rejected = measure(
+            lambda c: _rejected(c, place, counter), lambda c: _conditions_in_client(c, place)
+        )
+        near, far = (
+            measure(*[lambda c, at=watched: _slowdown(c, counter, at)] * 2)
+            for watched in (counter + 8, ELSEWHERE)
+        )
+    return [
+        Result(
+            name=name, unit=unit, figures=figures[0], peer=peer, bound=bound,
+            peer_figures=figures[1] if len(figures) > 1 else (),
+            note="" if len(figures) > 1 else QEMU_MISSING,
+        )
+        for name, unit, peer, bound, figures in (
+            (f"conditions, one in {PERIOD} holds", "conditions/s", "QEMU TCG, plain VM: the client "
+             "evaluates them", Bound(50), conditions),
+            ("conditions, none holds", "conditions/s", "the same", Bound(50), rejected),
+            (f"{_WATCHED} on the page of its counter", "times slower", "QEMU TCG, plain VM", None,
+             near),
+            (f"{_WATCHED} elsewhere", "times slower", "QEMU TCG, plain VM", None, far),
+        )
+    ]  # fmt: skip
