@@ -117,6 +117,7 @@ class Runner:
         self._slice_limit = trio.CancelScope()
         self._ended: Ended | None = None
         self._on_stop: Callable[[target.StopEvent], None] | None = None
+        self.after_slice: Callable[[], None] = lambda: None
         self._last_stop = target.Stopped(tid=1)
         self._pending_stop: target.Stopped | None = None
         self._input = bytearray()
@@ -267,6 +268,7 @@ class Runner:
         self._slice_scope = None
         self._slice_limit.deadline = math.inf
         self._in_slice = False
+        self.after_slice()
         for held, sink in self._outputs:
             if held:
                 sink(bytes(held))

@@ -274,6 +274,7 @@ class FakeRunner:
         self.machine = machine
         self.running = running
         self.on_stop: Callable[[StopEvent], None] | None = None
+        self.after_slice: Callable[[], None] = lambda: None
         self._interruption: Stopped | None = None
         self._changed = trio.Event()
         # While it runs, the machine is in a slice whenever the client is served.
@@ -304,6 +305,7 @@ class FakeRunner:
         if not self.running:
             return
         event = self.machine.run(steps) or self._interruption
+        self.after_slice()
         self.machine.in_slice = True
         if event is not None:
             self._interruption = None

@@ -90,16 +90,19 @@ class GdbServer:
             stop = held or await stops.receive()
             session = Session(self._target, self._runner, stop, was_running=held is None)
             log.info("debugger attached")
-            await _Conversation(session, stream, stops).run()
+            conversation = _Conversation(session, stream, stops)
+            self._runner.after_slice = conversation.take_printed
+            await conversation.run()
             released = True
             log.info("debugger detached")
         finally:
+            self._runner.after_slice = lambda: None
             if not released:  # cancelled: whoever does that stops the machine too
                 self._runner.detach(resume=True)
 
 
 class _Conversation:
-    """The tasks of one session: one reads and answers, one reports stops."""
+    """The tasks of one session: one reads and answers, two report stops and what is printed."""
 
     def __init__(
         self,
@@ -111,11 +114,20 @@ class _Conversation:
         self._stream = stream
         self._stops = stops
         self._sending = trio.Lock()
+        self._printed = b""
+        self._has_printed = trio.Event()
+
+    def take_printed(self) -> None:
+        """Between two slices: what was printed goes out, if what went before has."""
+        if not self._printed and (printed := self._session.printed()):
+            self._printed = printed
+            self._has_printed.set()
 
     async def run(self) -> None:
         """Talk until one side ends it; returns when the machine is released."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report_stops)
+            nursery.start_soon(self._send_printed)
             try:
                 await self._read()
             except RemoteProtocolError as error:
@@ -137,10 +149,22 @@ class _Conversation:
     async def _report_stops(self) -> None:
         while True:
             reply = self._session.stopped(await self._stops.receive())
+            printed, self._printed = self._printed, b""
             try:
-                await self._send(reply)
+                await self._send(printed + reply)
             except trio.BrokenResourceError:
                 return  # the reader finds out as well
+
+    async def _send_printed(self) -> None:
+        while True:
+            await self._has_printed.wait()
+            self._has_printed = trio.Event()
+            printed, self._printed = self._printed, b""
+            try:
+                if printed:  # else the stop has taken it along
+                    await self._send(printed)
+            except trio.BrokenResourceError:
+                return
 
     async def _send(self, data: bytes) -> None:
         try:

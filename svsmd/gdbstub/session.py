@@ -193,6 +193,12 @@ class Session:
         reply = resume.report_stop(self._context, event)
         return self._console_packets() + self._packet(reply)
 
+    def printed(self) -> bytes:
+        """What the machine has printed for the client until now, to send; it stands still."""
+        if self._state not in (State.RUNNING, State.INTERRUPTING):
+            return b""
+        return b"".join(map(encode, resume.console_output(self._context)))
+
     def close(self) -> None:
         """The conversation is over. If the machine runs, `state` is LEAVING until it has stopped.
 

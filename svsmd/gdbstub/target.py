@@ -333,7 +333,13 @@ class Runner(Protocol):
     `on_stop` is called in the thread of the stub, between slices, once for each `resume` and once
     for an `attach` that found the machine running; and once more, with `Exited`, if the machine
     ends while it stands still. Never from inside a call of this protocol.
+
+    Attributes:
+        after_slice: called in the thread of the stub after each slice, before `on_stop`; the
+            machine stands still. Whoever sets it puts something else there when it is done.
     """
+
+    after_slice: Callable[[], None]
 
     def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent | None:
         """A debugger takes run control.

@@ -142,6 +142,23 @@ def test_agent_dprintf(svsmd: Start, gdb_program: str) -> None:
             raise AssertionError("no step printed")
 
 
+def test_agent_dprintf_while_the_machine_runs(svsmd: Start, gdb_program: str) -> None:
+    """Nobody has to stop it to read."""
+    machine = svsmd("demo")
+    console = machine.console()
+    console.expect("demo> ")
+    with Program(machine.gdb_command(gdb_program, "echo attached\\n", symbols=DEMO)) as gdb:
+        gdb.expect("^attached")
+        gdb.send("set dprintf-style agent")
+        gdb.send('dprintf command_busy,"busy %d\\n", 7')
+        gdb.send("continue")
+        gdb.expect("Continuing")
+        console.send("busy\r")
+        gdb.expect("^busy 7\n")
+        gdb.interrupt()
+        gdb.expect("received signal SIGINT")
+
+
 def test_a_watchpoint_with_a_condition(svsmd: Start, gdb_program: str) -> None:
     """gdb evaluates it itself."""
     with busy(svsmd("demo"), gdb_program) as gdb:

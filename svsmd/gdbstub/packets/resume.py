@@ -88,15 +88,21 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
     What commands of breakpoints have printed until then is said first.
     """
     ctx.last_stop = event
-    if isinstance(ctx.target, SupportsBreakpoints):
-        text = ctx.target.take_output()
-        parts = (text[at : at + MAX_CONSOLE] for at in range(0, len(text), MAX_CONSOLE))
-        ctx.console += [b"O" + part.hex().encode() for part in parts]
+    ctx.console += console_output(ctx)
     if isinstance(event, Stopped):
         ctx.general_tid = event.tid
         if event.words:
             ctx.say(event.words)
     return stop_reply(ctx, event)
+
+
+def console_output(ctx: Context) -> list[bytes]:
+    """Packets with what commands of breakpoints have printed; while the client waits for a stop."""
+    if not isinstance(ctx.target, SupportsBreakpoints):
+        return []
+    text = ctx.target.take_output()
+    parts = (text[at : at + MAX_CONSOLE] for at in range(0, len(text), MAX_CONSOLE))
+    return [b"O" + part.hex().encode() for part in parts]
 
 
 def why_stopped(ctx: Context, args: bytes) -> bytes:
