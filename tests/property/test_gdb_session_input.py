@@ -19,7 +19,8 @@ _names = st.sampled_from(
     b"vCont;r vCont;t vCont;s:1;c H Hg Hc T qSupported qC qAttached qfThreadInfo qsThreadInfo "
     b"qThreadExtraInfo qXfer:features:read:target.xml qXfer:threads:read: qRcmd D k vKill "
     b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
-    b"qXfer:osdata:read: qXfer:osdata:read:rmp".split()
+    b"qXfer:osdata:read: qXfer:osdata:read:rmp Z0,1008,1;X3,220127 Z1,100b,1;X6,260000220127 "
+    b"Z0,100b,1;cmds:0,Xd,22002200340000044869210027 Z0,1008,1;X".split()
 )
 _separators = st.sampled_from([b"", b",", b":", b";", b"="])
 _rest = st.one_of(_numbers, st.binary(max_size=12).map(lambda data: data.hex().encode()))
