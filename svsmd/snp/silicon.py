@@ -43,7 +43,7 @@ from svsmd.snp.self_test import check_engine
 from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Spa, Vmpl
 from svsmd.snp.vmcb import Vmcb
 from svsmd.snp.vmpl0_port import Vmpl0Port
-from svsmd.snp.vmsa import SevFeatures, Vmsa
+from svsmd.snp.vmsa import Efer, SevFeatures, Vmsa
 from svsmd.snp.vmsa_state import illegal_state, load, save
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class Silicon:
         self.debug.view.prepare_read = self.make_readable
         self._contexts: dict[int, _Context] = {}
         self._loaded: _Context | None = None
+        self._halted = False  # what is loaded has EFER.SVME clear, and is only looked at
         self._vmsa_checked = False  # since the RMP last changed, for the loaded context
         self._stopped: Vmcb | None = None  # what ran last, if its VMRUN ended without a #VMEXIT
         self._port = Vmpl0Port(self.processor)
@@ -231,6 +232,8 @@ class Silicon:
         """Runs a VMPL of a vCPU until it exits or the clock reaches `until` ticks."""
         if self._stopped is not vmcb:
             self._exit_stopped()
+        if self._halted:
+            self.save_loaded()
         context = self._loaded
         if context is None or context.vmcb is not vmcb or not self._vmsa_checked:
             refused = self._check_vmsa(vmcb)
@@ -318,7 +321,10 @@ class Silicon:
             return InvalidVmsa(busy=refused.busy, reason=refused.row)
         if self._loaded is not None and self._loaded.vmcb is vmcb:
             return None
-        vmsa = Vmsa(self.memory.page(spa))
+        return self._check_state(Vmsa(self.memory.page(spa)))
+
+    @staticmethod
+    def _check_state(vmsa: Vmsa) -> InvalidVmsa | None:
         if vmsa.vmpl > Vmpl.VMPL3:
             return InvalidVmsa(busy=False, reason=f"VMPL {vmsa.vmpl}")
         features = vmsa.sev_features
@@ -356,12 +362,18 @@ class Silicon:
         context = self._loaded
         if context is None:
             return
-        self._loaded = None
         self._vmsa_checked = False
         context.previous_end = self.cpu.shared.previous_end
         context.previous_page = self.cpu.shared.previous_page
         if self.rmp.assigned(context.vmcb.vmsa_spa >> PAGE_SHIFT):
-            save(self.cpu, Vmsa(self.memory.page(context.vmcb.vmsa_spa)))
+            self._save(context)
+        self._loaded, self._halted = None, False
+
+    def _save(self, context: _Context) -> None:
+        vmsa = Vmsa(self.memory.page(context.vmcb.vmsa_spa))
+        save(self.cpu, vmsa)
+        if self._halted:
+            vmsa.efer &= ~int(Efer.SVME)
 
     def _save_if_loaded(self, page: int) -> None:
         if self._loaded is not None and self._loaded.vmcb.vmsa_spa == page:
@@ -389,13 +401,32 @@ class Silicon:
             self._stopped = None
 
     def load_for_debugger(self, vmcb: Vmcb) -> bool:
-        """Makes the registers of a context visible; False if its VMSA cannot be loaded."""
+        """Makes the registers of a context visible; False if its VMSA cannot be loaded.
+
+        VMPL0 clears EFER.SVME in the VMSA of a guest that shall not run. Its registers can be seen
+        nevertheless.
+        """
         if self._loaded is not None and self._loaded.vmcb is vmcb:
             return True
-        if self._check_vmsa(vmcb) is not None:
+        spa = vmcb.vmsa_spa
+        if spa & PAGE_MASK or not self.memory.contains(spa, PAGE_SIZE):
+            return False
+        if check_vmsa(self.rmp.lookup(spa)) is not None:
+            return False
+        vmsa = Vmsa(bytearray(self.memory.page(spa)))
+        halted = not vmsa.efer & Efer.SVME
+        vmsa.efer |= int(Efer.SVME)
+        if self._check_state(vmsa) is not None:
             return False
         self._load(vmcb)
+        self._halted = halted
         return True
+
+    def report_again(self, vmcb: Vmcb | None) -> None:
+        """A breakpoint where a context stands now counts when it goes on, reported or not."""
+        context = self._contexts.get(id(vmcb))
+        if context is not None and context.vmcb is vmcb:
+            context.reported = _NEVER
 
     def make_readable(self, spa: int, nbytes: int) -> None:
         """Before a debugger looks at memory: registers that belong there are put there.
@@ -404,7 +435,7 @@ class Silicon:
         """
         loaded = self._loaded
         if loaded is not None and spa & ~PAGE_MASK <= loaded.vmcb.vmsa_spa < spa + nbytes:
-            save(self.cpu, Vmsa(self.memory.page(loaded.vmcb.vmsa_spa)))
+            self._save(loaded)
 
     def debug_write(self, spa: int, data: bytes) -> None:
         """A debugger's write to RAM, whoever it belongs to."""

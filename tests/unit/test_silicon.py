@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from svsmd.snp.exits import Hlt, Intr, Paused
+from svsmd.snp.breakpoint import Breakpoint
+from svsmd.snp.exits import DebugReason, DebugStop, Hlt, Intr, InvalidVmsa, Paused
 from svsmd.snp.memory import NotRam
 from svsmd.snp.rmp import RmpReturn, RmpUpdate
 from svsmd.snp.silicon import RmpViolation
@@ -81,3 +82,57 @@ def test_the_rmp_forgets_a_context_with_its_page():
     m.silicon.save_loaded()
     assert m.silicon.host_read(VMSA, 0x1000) == bytes(0x1000)
     m.own(CODE + 0x10_0000)
+
+
+def test_a_debugger_sees_a_context_that_must_not_run():
+    """VMPL0 clears EFER.SVME of a guest that it serves: looking at it does not set it again."""
+    m = BareMachine()
+    assert m.run("mov rax, 0x1234; hlt; hlt") == Hlt()
+    m.silicon.save_loaded()
+    m.vmsa.efer &= ~0x1000
+    before = bytes(m.vmsa.memory)
+    assert m.silicon.load_for_debugger(m.vmcb)
+    assert m.silicon.registers.general()[0] == 0x1234
+    m.silicon.make_readable(VMSA, PAGE_SIZE)
+    assert bytes(m.vmsa.memory) == before
+    assert isinstance(m.run(), InvalidVmsa)
+    assert not m.vmsa.efer & 0x1000
+    m.vmsa.efer |= 0x1000
+    assert m.run() == Hlt()
+
+
+def test_a_debugger_sees_no_context_that_is_none():
+    m = BareMachine()
+    m.vmsa.cr0 = 0x8000_0000
+    assert not m.silicon.load_for_debugger(m.vmcb)
+    for spa in (1, MEMORY, SPARE):
+        assert not m.silicon.load_for_debugger(Vmcb(spa))
+
+
+def test_a_breakpoint_stops_whom_it_is_for():
+    m = BareMachine()
+    breakpoint_ = Breakpoint(CODE)
+    m.load("1: inc rax; jmp 1b")
+    asked = 0
+
+    def third() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 3
+
+    breakpoint_.accepts = third
+    m.silicon.debug.add_breakpoint(breakpoint_)
+    assert m.run() == DebugStop(DebugReason.BREAKPOINT, CODE)
+    assert asked == 3
+    assert m.silicon.registers.general()[0] == 2
+    breakpoint_.accepts = lambda: False
+    assert m.run() == Intr()
+    # One that stood there when it was reported counts again if it is asked for.
+    breakpoint_.accepts = lambda: True
+    first = m.run()
+    m.silicon.report_again(m.vmcb)
+    rax = m.silicon.registers.general()[0]
+    assert m.run() == first
+    assert m.silicon.registers.general()[0] == rax
+    assert m.run() == first
+    assert m.silicon.registers.general()[0] == rax + 1
