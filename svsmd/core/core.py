@@ -50,6 +50,7 @@ from svsmd.core.tasks.cpuid import ProgramCpuid
 from svsmd.core.tasks.interrupts import ApicInterrupts
 from svsmd.core.tasks.process import Process
 from svsmd.core.tasks.process_table import ProcessTable
+from svsmd.core.tasks.program_view import ProgramView
 from svsmd.core.tasks.scheduler import Scheduler
 from svsmd.core.trap_frame import vector_name
 from svsmd.snp.events import SnpEvents
@@ -127,6 +128,11 @@ class Core:
     def processes(self) -> Sequence[Process]:
         """The programs that have not ended, the oldest first."""
         return () if self._processes is None else self._processes.processes
+
+    @property
+    def programs(self) -> tuple[ProgramView, ...]:
+        """The programs at CPL 3 as they are now, the oldest first; looking has no effect."""
+        return tuple(process.view(self._gate.in_user) for process in self.processes)
 
     @property
     def panicked(self) -> bool:

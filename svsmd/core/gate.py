@@ -255,6 +255,10 @@ class Gate:
         handler = handler_frames.of_generator(self._handlers.get(vcpu))
         return handler_frames.of_generator(self.task_of(vcpu)).before(handler)
 
+    def in_user(self, vcpu: int) -> bool:
+        """Whether a vCPU was told to go on at CPL 3, and has not come back to the gate."""
+        return isinstance(self._effects.get(vcpu), EnterUser)
+
     def state_of(self, vcpu: int) -> str:
         """What a vCPU does, in a few words."""
         handler = self._handlers.get(vcpu)

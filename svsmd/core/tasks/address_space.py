@@ -313,6 +313,23 @@ class AddressSpace:
             return self._regions[index]
         return None
 
+    def untouched(self, page: int) -> bytes | None:
+        """What a page that nobody has touched begins with, zeros behind it; for debuggers.
+
+        None if nothing may be accessed there, or the page is an object's own.
+        """
+        region = self.region_at(page)
+        if region is None or not region.access:
+            return None
+        index = region.first + (page - region.start) // PAGE_SIZE
+        match region.backing:
+            case Contents(data):
+                return data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
+            case Anonymous():
+                return b""
+            case _:
+                return None
+
     def fault(self, cpu: PerCpu, address: int, error_code: int) -> None:
         """A #PF at CPL 3: after this the access may be tried again. Fails with EFAULT, ENOMEM."""
         wanted = Access.WRITE if error_code & _PF_WRITE else Access.READ

@@ -46,7 +46,8 @@ from svsmd.core.tasks.errno import CallFailed, Errno
 from svsmd.core.tasks.executable import Executable
 from svsmd.core.tasks.handles import HandleTable
 from svsmd.core.tasks.program_frames import frames_of, module_of
-from svsmd.core.tasks.task import Task, TaskKilled
+from svsmd.core.tasks.program_view import ProgramView
+from svsmd.core.tasks.task import Task, TaskKilled, TaskState
 from svsmd.core.trap_frame import (
     FRAME_SIZE,
     NMI,
@@ -267,6 +268,32 @@ class Process:
     def exit_status(self) -> int | None:
         """How it ended; None before that."""
         return self._final_status
+
+    def view(self, in_user: Callable[[int], bool]) -> ProgramView:
+        """What a debugger may know; `in_user` tells whether a CPU was told to go on at CPL 3."""
+        task, loaded = self.task, self._loaded
+        at_cpl3 = loaded is not None and in_user(loaded.apic_id)
+        match task.state:
+            case TaskState.BLOCKED if task.waits_in is not None:
+                doing = f"waits for {task.waits_in.name}"
+            case TaskState.RUNNING:
+                doing = "at CPL 3" if at_cpl3 else "served by the SVSM"
+            case _:
+                doing = "ready"
+        return ProgramView(
+            number=task.number,
+            name=task.name,
+            path=self.program.path,
+            doing=doing,
+            entry=self.program.executable.entry,
+            loaded_on=None if loaded is None else loaded.apic_id,
+            in_user=at_cpl3,
+            frame=None if loaded is None or at_cpl3 else self._frame,
+            state=self._state,
+            fs_base=self.fs_base,
+            table=self.space.table.root,
+            untouched=self.space.untouched,
+        )
 
     def set_heap_end(self, end: int) -> None:
         """Move the end of the heap. Fails with EINVAL, ENOMEM, EEXIST."""
