@@ -109,6 +109,11 @@ class Machine:
         self.events = SnpEvents()
         self._power_on()
 
+    @property
+    def payload(self) -> Payload:
+        """What the guest and the SVSM's programs are made of."""
+        return self._payload
+
     # -- power ------------------------------------------------------------------------------
 
     def _power_on(self) -> None:

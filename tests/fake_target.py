@@ -14,6 +14,7 @@ import trio
 from svsmd.gdbstub.agent.commands import Console, run_commands
 from svsmd.gdbstub.agent.packet import Options
 from svsmd.gdbstub.target import (
+    ANY_WORLD,
     G_LAYOUT,
     NO_SYSCALL,
     BreakpointKind,
@@ -25,6 +26,7 @@ from svsmd.gdbstub.target import (
     StopReason,
     TargetError,
     Thread,
+    ThreadId,
     WatchpointKind,
 )
 from svsmd.gdbstub.target_xml import REGISTERS, SYSTEM_REGISTERS
@@ -83,12 +85,12 @@ class FakeMachine:
         self.memory = bytearray(SIZE)
         self.memory[: len(CODE)] = CODE
         self.vcpus = {1: FakeVcpu(), 2: FakeVcpu()}
-        self.breakpoints: list[tuple[BreakpointKind, int]] = []
-        self.options: dict[tuple[BreakpointKind, int], Options] = {}
+        self.breakpoints: list[tuple[int, BreakpointKind, int]] = []
+        self.options: dict[tuple[int, BreakpointKind, int], Options] = {}
         self.console = Console()
         self.physical = False
         """Whether the last breakpoint was by physical address."""
-        self.watchpoints: list[tuple[WatchpointKind, int, int]] = []
+        self.watchpoints: list[tuple[int, WatchpointKind, int, int]] = []
         self.in_slice = False
         self.ended: Exited | None = None
 
@@ -96,11 +98,14 @@ class FakeMachine:
 
     def threads(self) -> Sequence[Thread]:
         self._check_stopped()
-        return [Thread(1, "vcpu0", "VMPL2 & running"), Thread(2, "vcpu1", "VMPL2, halted")]
+        return [
+            Thread(ThreadId(ANY_WORLD, 1), "vcpu0", "VMPL2 & running"),
+            Thread(ThreadId(ANY_WORLD, 2), "vcpu1", "VMPL2, halted"),
+        ]
 
-    def read_registers(self, tid: int) -> bytes:
+    def read_registers(self, thread: ThreadId) -> bytes:
         self._check_stopped()
-        get = self.vcpus[tid].registers.__getitem__
+        get = self.vcpus[thread.tid].registers.__getitem__
         return G_LAYOUT.pack(
             *map(get, GPRS),
             get("rip"),
@@ -115,70 +120,73 @@ class FakeMachine:
             get("gs_base"),
         )
 
-    def read_register(self, tid: int, name: str) -> int:
+    def read_register(self, thread: ThreadId, name: str) -> int:
         self._check_stopped()
-        return self.vcpus[tid].registers[name]
+        return self.vcpus[thread.tid].registers[name]
 
-    def write_register(self, tid: int, name: str, value: int) -> None:
+    def write_register(self, thread: ThreadId, name: str, value: int) -> None:
         self._check_stopped()
         if name == "vmpl":
             raise TargetError("the VMPL of a VMSA is fixed")
-        assert name in self.vcpus[tid].registers
-        self.vcpus[tid].registers[name] = value
+        assert name in self.vcpus[thread.tid].registers
+        self.vcpus[thread.tid].registers[name] = value
 
-    def read_memory(self, tid: int, gva: int, length: int) -> bytes:
+    def read_memory(self, thread: ThreadId, gva: int, length: int) -> bytes:
         self._check_stopped()
         if not BASE <= gva < BASE + SIZE:
             raise TargetError(f"no page table maps {gva:#x}")
         return bytes(self.memory[gva - BASE : gva - BASE + length])
 
-    def write_memory(self, tid: int, gva: int, data: bytes) -> None:
+    def write_memory(self, thread: ThreadId, gva: int, data: bytes) -> None:
         self._check_stopped()
         if not BASE <= gva <= gva + len(data) <= BASE + SIZE:
             raise TargetError(f"no page table maps {gva:#x}")
         self.memory[gva - BASE : gva - BASE + len(data)] = data
 
     def read_physical_memory(self, gpa: int, length: int) -> bytes:
-        return self.read_memory(1, gpa + BASE, length)
+        return self.read_memory(ThreadId(ANY_WORLD, 1), gpa + BASE, length)
 
     def write_physical_memory(self, gpa: int, data: bytes) -> None:
-        self.write_memory(1, gpa + BASE, data)
+        self.write_memory(ThreadId(ANY_WORLD, 1), gpa + BASE, data)
 
-    def step(self, tid: int) -> StopEvent:
+    def step(self, thread: ThreadId, *, alone: bool = False) -> StopEvent | None:
         self._check_stopped()
+        tid = thread.tid
         event = self._execute(tid) or Stopped(tid)
         self.vcpus[tid].reported_at = self.vcpus[tid].registers["rip"]
         return event
 
     def insert_breakpoint(
-        self, kind: BreakpointKind, address: int, options: Options, *, physical: bool
+        self, pid: int, kind: BreakpointKind, address: int, options: Options, *, physical: bool
     ) -> None:
         self._check_stopped()
-        assert self.options.get((kind, address)) != options
-        if (kind, address) not in self.breakpoints:
-            self.breakpoints.append((kind, address))
-        self.options[kind, address] = options
+        assert self.options.get((pid, kind, address)) != options
+        if (pid, kind, address) not in self.breakpoints:
+            self.breakpoints.append((pid, kind, address))
+        self.options[pid, kind, address] = options
         self.physical = physical
 
-    def remove_breakpoint(self, kind: BreakpointKind, address: int, *, physical: bool) -> None:
+    def remove_breakpoint(
+        self, pid: int, kind: BreakpointKind, address: int, *, physical: bool
+    ) -> None:
         self._check_stopped()
-        self.breakpoints.remove((kind, address))
-        del self.options[kind, address]
+        self.breakpoints.remove((pid, kind, address))
+        del self.options[pid, kind, address]
 
     def forget_removed_breakpoints(self) -> None:
         self._check_stopped()
 
-    def arrived(self, tid: int) -> bool:
+    def arrived(self, thread: ThreadId) -> bool:
         self._check_stopped()
-        rip = self.vcpus[tid].registers["rip"]
-        hits = [self._hit(tid, point) for point in self.breakpoints if point[1] == rip]
+        rip = self.vcpus[thread.tid].registers["rip"]
+        hits = [self._hit(thread.tid, point) for point in self.breakpoints if point[2] == rip]
         return any(hits)
 
     def take_output(self) -> bytes:
         self._check_stopped()
         return self.console.take()
 
-    def _hit(self, tid: int, point: tuple[BreakpointKind, int]) -> bool:
+    def _hit(self, tid: int, point: tuple[int, BreakpointKind, int]) -> bool:
         """Whether the breakpoint, which has been reached, stops."""
         options, view = self.options[point], FakeView(self, tid)
         conditions = [c.program.evaluate(view) for c in options.conditions]
@@ -187,16 +195,18 @@ class FakeMachine:
         run_commands(options.commands, view, self.console)
         return not options.commands
 
-    def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+    def insert_watchpoint(
+        self, thread: ThreadId, kind: WatchpointKind, address: int, length: int
+    ) -> None:
         self._check_stopped()
         if length > 8:
             raise TargetError("a watchpoint has 8 bytes at most")
-        assert (kind, address, length) not in self.watchpoints
-        self.watchpoints.append((kind, address, length))
+        assert (thread.pid, kind, address, length) not in self.watchpoints
+        self.watchpoints.append((thread.pid, kind, address, length))
 
-    def remove_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+    def remove_watchpoint(self, pid: int, kind: WatchpointKind, address: int, length: int) -> None:
         self._check_stopped()
-        self.watchpoints.remove((kind, address, length))
+        self.watchpoints.remove((pid, kind, address, length))
 
     @property
     def monitor_commands(self) -> Mapping[str, MonitorCommand]:
@@ -219,8 +229,9 @@ class FakeMachine:
                 if self.ended is not None:
                     return self.ended
                 rip = vcpu.registers["rip"]
-                for kind, address in self.breakpoints:
-                    if address == rip and vcpu.reported_at != rip and self._hit(1, (kind, address)):
+                for point in self.breakpoints:
+                    _, kind, address = point
+                    if address == rip and vcpu.reported_at != rip and self._hit(1, point):
                         vcpu.reported_at = rip
                         software = kind is BreakpointKind.SOFTWARE
                         reason = StopReason.SWBREAK if software else StopReason.HWBREAK
@@ -253,7 +264,7 @@ class FakeMachine:
         return None
 
     def _watch(self, tid: int) -> Stopped | None:
-        for kind, address, length in self.watchpoints:
+        for _, kind, address, length in self.watchpoints:
             if address < COUNTER + 8 and address + length > COUNTER:
                 reason = {
                     WatchpointKind.WRITE: StopReason.WATCH,

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from svsmd.gdbstub.agent.commands import Console, run_commands
 from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options
-from svsmd.gdbstub.target import BreakpointKind
+from svsmd.gdbstub.target import ANY_WORLD, BreakpointKind
+from svsmd.gdbstub.world_filter import Code
 from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.debug_support import DebugSupport
 
@@ -23,6 +24,7 @@ class _Key(NamedTuple):
     address: int
     physical: bool
     kind: BreakpointKind
+    pid: int
 
 
 @dataclass(slots=True)
@@ -46,14 +48,23 @@ class MachineBreakpoints:
     _entries: dict[_Key, _Entry] = field(default_factory=dict)
 
     def insert(
-        self, kind: BreakpointKind, address: int, options: Options, *, physical: bool
+        self,
+        pid: int,
+        kind: BreakpointKind,
+        address: int,
+        options: Options,
+        code: Code,
+        *,
+        physical: bool,
     ) -> None:
-        """See SupportsBreakpoints.insert_breakpoint."""
-        key = _Key(address, physical, kind)
+        """See SupportsBreakpoints.insert_breakpoint; `code` is the process's."""
+        key = _Key(address, physical, kind, pid)
         old = self._entries.get(key)
         breakpoint_ = Breakpoint(
             address,
             tuple(expression.program for expression in options.conditions),
+            vmpl=code.vmpl,
+            accepts=code.accepts,
             physical=physical,
             on_hit=partial(self._run_commands, options) if options.commands else None,
         )
@@ -69,9 +80,9 @@ class MachineBreakpoints:
         run_commands(options.commands, self.debug().view, self.console)
         return False
 
-    def remove(self, kind: BreakpointKind, address: int, *, physical: bool) -> None:
+    def remove(self, pid: int, kind: BreakpointKind, address: int, *, physical: bool) -> None:
         """See SupportsBreakpoints.remove_breakpoint."""
-        entry = self._entries[_Key(address, physical, kind)]
+        entry = self._entries[_Key(address, physical, kind, pid)]
         self.debug().remove_breakpoint(entry.breakpoint)
         entry.inserted = False
 
@@ -85,7 +96,8 @@ class MachineBreakpoints:
         self.debug().count_evaluations()
         lines = []
         for key, entry in sorted(self._entries.items()):
-            what = [f"{key.kind.name.lower()}, {_count(entry.breakpoint.hits, 'hit')}"]
+            owner = "" if key.pid == ANY_WORLD else f"process {key.pid}, "
+            what = [f"{owner}{key.kind.name.lower()}, {_count(entry.breakpoint.hits, 'hit')}"]
             if entry.options.conditions:
                 what.append(_count(entry.breakpoint.evaluations, "evaluation of its condition"))
             if entry.options.commands:

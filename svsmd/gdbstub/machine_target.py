@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A machine as gdb sees it: vCPUs are threads, and the world that a vCPU runs in is what they show.
+"""A machine as gdb sees it: worlds and programs are processes, and vCPUs are their threads.
 
-The program counter is the linear address, CS base included, so that gdb reads and disassembles the
-right bytes in every mode. Registers and memory are those of the silicon, whatever the guest's VMPL
-may reach: a debugger of this machine stands beside it, not in it.
+Who knows no processes sees vCPUs, which show the world that runs on them (`ANY_WORLD`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options
 from svsmd.gdbstub.catchpoints import (
@@ -19,13 +18,13 @@ from svsmd.gdbstub.catchpoints import (
     is_event_register,
 )
 from svsmd.gdbstub.machine_breakpoints import MachineBreakpoints
-from svsmd.gdbstub.machine_view import ACTIVITY, MachineView
+from svsmd.gdbstub.machine_files import MachineFiles
+from svsmd.gdbstub.machine_view import MachineView
 from svsmd.gdbstub.monitor import monitor_commands
 from svsmd.gdbstub.physical_memory import read_physical, write_physical
 from svsmd.gdbstub.tables import machine_tables
 from svsmd.gdbstub.target import (
-    G_LAYOUT,
-    NO_SYSCALL,
+    ANY_WORLD,
     BreakpointKind,
     Exited,
     MonitorCommand,
@@ -36,18 +35,20 @@ from svsmd.gdbstub.target import (
     Table,
     TargetError,
     Thread,
+    ThreadId,
     WatchpointKind,
 )
-from svsmd.gdbstub.why import debugger_refusal
-from svsmd.host.vcpu import Vcpu, World
+from svsmd.gdbstub.world_filter import code_of
+from svsmd.gdbstub.world_view import ACTIVITY, MAX_ADDRESS, View, WorldView
+from svsmd.gdbstub.worlds import Worlds, pid_of
+from svsmd.host.vcpu import Vcpu
 from svsmd.machine import Machine
-from svsmd.slice_end import DebugEvent, Ended
+from svsmd.slice_end import DebugEvent, Ended, Idle
+from svsmd.snp.breakpoint import Breakpoint
 from svsmd.snp.debug_support import Watch
 from svsmd.snp.events import SnpEvent
 from svsmd.snp.exits import DebugReason
-from svsmd.snp.faults import GuestFault, NestedFault
-from svsmd.snp.register_file import RegisterFile, UnknownRegister
-from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE, Vmpl
+from svsmd.snp.types import PAGE_MASK, PAGE_SIZE, Vmpl
 
 _WATCH_REASON: Final = {
     WatchpointKind.WRITE: DebugReason.WRITE_WATCHPOINT,
@@ -60,11 +61,26 @@ _STOP_REASON: Final = {
     DebugReason.READ_WATCHPOINT: StopReason.RWATCH,
     DebugReason.ACCESS_WATCHPOINT: StopReason.AWATCH,
 }
-_NO_REGISTERS: Final = bytes(G_LAYOUT.size)
-_MAX_ADDRESS: Final = (1 << 64) - 1
+_SVSM_PID: Final = pid_of(Vmpl.VMPL0)
+_MAX_SERVICE_STEPS: Final = 2000
+"""So many instructions the SVSM may take to serve what a step of another world asks of it before
+the whole machine runs for it."""
 _MAX_WATCH: Final = PAGE_SIZE
 _MAX_REMEMBERED: Final = 256
 """Watchpoints whose world is remembered, those that were removed included."""
+_RESUMES_BEHIND: Final = (b"\x0f\x05", b"\x0f\xa2")
+"""SYSCALL and CPUID: what the SVSM does for a program that executes these ends behind them."""
+
+
+_WatchKey = tuple[int, WatchpointKind, int, int]
+"""Process, kind, address, length."""
+
+
+class _Arrival(NamedTuple):
+    """Where a thread that is being stepped comes back, and whether its step is done then."""
+
+    breakpoint: Breakpoint
+    done: bool
 
 
 class MachineTarget:
@@ -72,14 +88,17 @@ class MachineTarget:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._worlds = Worlds(machine)
+        self._files = MachineFiles(machine, self._worlds)
         self._breakpoints = MachineBreakpoints(lambda: machine.silicon.debug)
-        self._watches: set[tuple[WatchpointKind, int, int]] = set()
-        self._watch_worlds: dict[tuple[WatchpointKind, int, int], tuple[int, Vmpl]] = {}
-        self._selected: int | None = None
+        self._watches: dict[_WatchKey, list[tuple[int, int]]] = {}
+        self._watch_worlds: dict[_WatchKey, ThreadId] = {}
+        self._arrivals: list[_Arrival] = []
+        """Where the thread that is being stepped comes back."""
         self._catchpoints = Catchpoints(lambda: machine.events)
         self.pass_signals = self._catchpoints.pass_signals
         self.forget_events = self._catchpoints.forget_events
-        self.view: Final = MachineView(machine, self._selection, self.threads, self._read_selected)
+        self.view: Final = MachineView(machine, self._worlds, self.threads)
         self._commands = {
             **monitor_commands(self.view),
             **self._catchpoints.commands,
@@ -89,24 +108,15 @@ class MachineTarget:
         }
         self._tables = machine_tables(self.view)
 
-    # -- vCPUs ------------------------------------------------------------------------------
+    # -- threads ----------------------------------------------------------------------------
 
-    def _vcpu(self, tid: int) -> Vcpu:
-        return self._machine.hypervisor.vcpus[tid - 1]
-
-    def _selection(self) -> tuple[Vcpu, World | None]:
-        tid = self._machine.current_vcpu + 1 if self._selected is None else self._selected
-        vcpu = self._vcpu(tid)
-        return vcpu, vcpu.world
-
-    def select(self, tid: int) -> None:
-        """See SupportsSelection."""
-        self._selected = tid
+    def _vcpu(self, index: int) -> Vcpu:
+        return self._machine.hypervisor.vcpus[index]
 
     def threads(self) -> Sequence[Thread]:
         """See Target."""
         return [
-            Thread(vcpu.index + 1, f"vcpu{vcpu.index}", self._describe(vcpu))
+            Thread(ThreadId(ANY_WORLD, vcpu.index + 1), f"vcpu{vcpu.index}", self._describe(vcpu))
             for vcpu in self._machine.hypervisor.vcpus
         ]
 
@@ -117,117 +127,41 @@ class MachineTarget:
             return "not started"
         return f"VMPL{int(vcpu.vmpl)}, {ACTIVITY[world.activity]}"
 
-    def _load(self, tid: int) -> RegisterFile | None:
-        """Registers of the vCPU's current world; None if it has none that can be loaded."""
-        return self._load_world(self._vcpu(tid).world)
+    def process_threads(self) -> Sequence[Thread]:
+        """See SupportsProcesses."""
+        return self._worlds.threads()
 
-    def _load_world(self, world: World | None) -> RegisterFile | None:
-        silicon = self._machine.silicon
-        if world is None or not silicon.load_for_debugger(world.vmcb):
-            return None
-        return silicon.registers
+    def executable(self, pid: int) -> str | None:
+        """See SupportsFiles."""
+        return self._files.executable(pid)
 
-    # -- registers --------------------------------------------------------------------------
+    def read_file(self, name: str) -> bytes | None:
+        """See SupportsFiles."""
+        return self._files.read(name)
 
-    def read_registers(self, tid: int) -> bytes:
+    # -- registers and memory ---------------------------------------------------------------
+
+    def read_registers(self, thread: ThreadId) -> bytes:
         """See Target."""
-        registers = self._load(tid)
-        if registers is None:
-            return _NO_REGISTERS
-        general = registers.general()
-        rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, *rest = general
-        x87 = registers.x87()
-        selectors = registers.selectors()
-        es, cs, ss, ds, fs, gs = selectors[:6]
-        return G_LAYOUT.pack(
-            rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, *rest,
-            registers.linear_rip, registers.rflags & 0xFFFF_FFFF,
-            cs, ss, ds, es, fs, gs,
-            x87.stack, x87.fcw, x87.fsw, x87.ftw, 0, 0, 0, 0, 0,
-            registers.vectors(), registers.mxcsr, NO_SYSCALL,
-            registers.read("fs_base"), registers.read("gs_base"),
-        )  # fmt: skip
+        return self._worlds.view(thread).read_registers()
 
-    def read_register(self, tid: int, name: str) -> int:
+    def read_register(self, thread: ThreadId, name: str) -> int | None:
         """See Target."""
         if is_event_register(name):
             return event_register(self._machine.events.last, name)
-        world = self._vcpu(tid).world
-        if name == "ghcb":
-            return world.ghcb_gpa or 0 if world is not None else 0
-        registers = self._load_world(world)
-        if registers is None:
-            return 0
-        try:
-            return registers.read(name)
-        except UnknownRegister as error:
-            raise TargetError(str(error)) from None
+        return self._worlds.view(thread).read_register(name)
 
-    def write_register(self, tid: int, name: str, value: int) -> None:
+    def write_register(self, thread: ThreadId, name: str, value: int) -> None:
         """See Target."""
-        registers = self._load(tid)
-        if registers is None:
-            raise TargetError("this vCPU has not started")
-        try:
-            registers.write(name, value)
-        except (UnknownRegister, ValueError) as error:
-            raise TargetError(str(error)) from None
+        self._worlds.view(thread).write_register(name, value)
 
-    # -- memory -----------------------------------------------------------------------------
-
-    def _span(self, world: World | None, gva: int) -> tuple[int, int]:
-        """Physical address of a linear one and how far it goes on, with no effect on the guest."""
-        if self._load_world(world) is None:
-            raise TargetError("this vCPU has not started, it maps no memory")
-        silicon = self._machine.silicon
-        try:
-            leaf = silicon.processor.translate_leaf_for_debugger(gva)
-        except (GuestFault, NestedFault):
-            raise TargetError(debugger_refusal(silicon.processor, gva)) from None
-        spa = leaf.gpa & ~C_BIT
-        left = leaf.page_size - (gva & (leaf.page_size - 1))
-        if not silicon.memory.contains(spa, left):
-            left = PAGE_SIZE - (gva & PAGE_MASK)
-        if not silicon.memory.contains(spa, left):
-            raise TargetError(debugger_refusal(silicon.processor, gva))
-        return spa, left
-
-    def read_memory(self, tid: int, gva: int, length: int) -> bytes:
+    def read_memory(self, thread: ThreadId, gva: int, length: int) -> bytes:
         """See Target."""
-        return self._read_world(self._vcpu(tid).world, gva, length)
+        return self._worlds.view(thread).read_memory(gva, length)
 
-    def _read_world(self, world: World | None, gva: int, length: int) -> bytes:
-        silicon = self._machine.silicon
-        parts = []
-        done = 0
-        while done < length:
-            try:
-                spa, left = self._span(world, (gva + done) & _MAX_ADDRESS)
-            except TargetError:
-                if not done:
-                    raise
-                break
-            chunk = min(length - done, left)
-            silicon.make_readable(spa, chunk)
-            parts.append(silicon.memory.read(spa, chunk))
-            done += chunk
-        return b"".join(parts)
-
-    def write_memory(self, tid: int, gva: int, data: bytes) -> None:
+    def write_memory(self, thread: ThreadId, gva: int, data: bytes) -> None:
         """See Target."""
-        world = self._vcpu(tid).world
-        spans = []
-        done = 0
-        while done < len(data):
-            spa, left = self._span(world, (gva + done) & _MAX_ADDRESS)
-            chunk = min(len(data) - done, left)
-            spans.append((spa, data[done : done + chunk]))
-            done += chunk
-        for spa, part in spans:
-            self._machine.silicon.debug_write(spa, part)
-
-    def _read_selected(self, gva: int, length: int) -> bytes:
-        return self._read_world(self.view.selected()[1], gva, length)
+        self._worlds.view(thread).write_memory(gva, data)
 
     def read_physical_memory(self, gpa: int, length: int) -> bytes:
         """See SupportsPhysicalMemory."""
@@ -237,10 +171,11 @@ class MachineTarget:
         """See SupportsPhysicalMemory."""
         write_physical(self._machine.silicon, gpa, data)
 
-    # -- run control ------------------------------------------------------------------------
+    # -- breakpoints ------------------------------------------------------------------------
 
     def insert_breakpoint(
         self,
+        pid: int,
         kind: BreakpointKind,
         address: int,
         options: Options = NO_OPTIONS,
@@ -250,96 +185,213 @@ class MachineTarget:
         """See SupportsBreakpoints."""
         if physical and not self._machine.silicon.memory.contains(address, 1):
             raise TargetError(f"there is no RAM at {address:#x}")
-        self._breakpoints.insert(kind, address, options, physical=physical)
+        code = code_of(pid, self._worlds.executing)
+        self._breakpoints.insert(pid, kind, address, options, code, physical=physical)
 
     def remove_breakpoint(
-        self, kind: BreakpointKind, address: int, *, physical: bool = False
+        self, pid: int, kind: BreakpointKind, address: int, *, physical: bool = False
     ) -> None:
         """See SupportsBreakpoints."""
-        self._breakpoints.remove(kind, address, physical=physical)
+        self._breakpoints.remove(pid, kind, address, physical=physical)
 
     def forget_removed_breakpoints(self) -> None:
         """See SupportsBreakpoints."""
         self._breakpoints.forget_removed()
 
-    def arrived(self, tid: int) -> bool:
+    def arrived(self, thread: ThreadId) -> bool:
         """See SupportsBreakpoints."""
-        registers = self._load(tid)
+        vcpu = self._worlds.vcpu_of(thread)
+        if vcpu is None:
+            return False
+        registers = WorldView(self._machine.silicon, vcpu.world).load()
         return registers is not None and self._machine.silicon.debug.hit(registers.linear_rip)
 
     def take_output(self) -> bytes:
         """See SupportsBreakpoints."""
         return self._breakpoints.console.take()
 
-    def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+    # -- watchpoints ------------------------------------------------------------------------
+
+    def insert_watchpoint(
+        self, thread: ThreadId, kind: WatchpointKind, address: int, length: int
+    ) -> None:
         """See SupportsWatchpoints."""
         if length > _MAX_WATCH:
             raise TargetError(f"{length} bytes are more than a watchpoint can watch: {_MAX_WATCH}")
-        key = kind, address, length
-        spans, where = self._watched(key)
+        key = thread.pid, kind, address, length
+        if thread.pid == ANY_WORLD:
+            spans, where = self._watched(key)
+        else:
+            spans, where = self._spans(self._worlds.view(thread), address, length), thread
         for at, chunk, gpa in spans:
             self._machine.silicon.debug.add_watch(Watch(_WATCH_REASON[kind], at, chunk, gpa))
-        self._watches.add(key)
+        self._watches[key] = [(at, chunk) for at, chunk, _ in spans]
         self._watch_worlds.pop(key, None)
         self._watch_worlds[key] = where
         if len(self._watch_worlds) > _MAX_REMEMBERED:
             del self._watch_worlds[next(iter(self._watch_worlds))]
 
-    def _watched(
-        self, key: tuple[WatchpointKind, int, int]
-    ) -> tuple[list[tuple[int, int, int]], tuple[int, Vmpl]]:
-        """Address, length and GPA of what a watchpoint has on each page, and the world it is in.
+    def _watched(self, key: _WatchKey) -> tuple[list[tuple[int, int, int]], ThreadId]:
+        """What a watchpoint has on each page (see `_spans`), and the world it is in.
 
         Debuggers take watchpoints out at every stop and set them again when they resume, from
         whatever world has stopped then. So one stays with the world where it was first set; else
         the first world that maps it has it, beginning with the one that stopped.
         """
-        _, address, length = key
-        stopped = self._vcpu(self._machine.current_vcpu + 1)
+        _, _, address, length = key
+        stopped = self._vcpu(self._machine.current_vcpu)
         worlds = [
-            ((vcpu.index, world.vmpl), world)
+            (ThreadId(vcpu.index, world.vmpl), world)
             for vcpu in self._machine.hypervisor.vcpus
             for world in vcpu.worlds
         ]
         known = self._watch_worlds.get(key)
         worlds.sort(
             key=lambda item: (
-                item[0] != known, item[1] is not stopped.world, item[0][0] != stopped.index,
+                item[0] != known, item[1] is not stopped.world, item[0].pid != stopped.index,
             )
         )  # fmt: skip
         refused = TargetError("no vCPU has started, there is no memory to watch")
         for where, world in worlds:
-            spans = []
-            done = 0
             try:
-                while done < length:
-                    at = (address + done) & _MAX_ADDRESS
-                    gpa, _ = self._span(world, at)
-                    chunk = min(length - done, PAGE_SIZE - (at & PAGE_MASK))
-                    spans.append((at, chunk, gpa))
-                    done += chunk
+                view = WorldView(self._machine.silicon, world)
+                return self._spans(view, address, length), where
             except TargetError as error:
                 if world is worlds[0][1]:
                     refused = error
-                continue
-            return spans, where
         raise refused
 
-    def remove_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
-        """See SupportsWatchpoints."""
-        if (kind, address, length) not in self._watches:
-            return
-        self._watches.remove((kind, address, length))
+    @staticmethod
+    def _spans(view: View, address: int, length: int) -> list[tuple[int, int, int]]:
+        """Address, length and GPA of what a range has on each page."""
+        spans = []
         done = 0
         while done < length:
-            at = (address + done) & _MAX_ADDRESS
+            at = (address + done) & MAX_ADDRESS
+            gpa, _ = view.span(at)
             chunk = min(length - done, PAGE_SIZE - (at & PAGE_MASK))
-            self._machine.silicon.debug.remove_watch(_WATCH_REASON[kind], at, chunk)
+            spans.append((at, chunk, gpa))
             done += chunk
+        return spans
 
-    def step(self, tid: int) -> StopEvent:
+    def remove_watchpoint(self, pid: int, kind: WatchpointKind, address: int, length: int) -> None:
+        """See SupportsWatchpoints."""
+        for at, chunk in self._watches.pop((pid, kind, address, length), ()):
+            self._machine.silicon.debug.remove_watch(_WATCH_REASON[kind], at, chunk)
+
+    # -- run control ------------------------------------------------------------------------
+
+    def name_process(self, event: Stopped) -> Stopped:
+        """See SupportsProcesses."""
+        pid, tid = self._worlds.running(self._vcpu(event.tid - 1))
+        return replace(event, pid=pid, tid=tid)
+
+    def step(self, thread: ThreadId, *, alone: bool = False) -> StopEvent | None:
         """See Target."""
-        end = self._machine.step_vcpu(tid - 1)
+        if thread.pid == ANY_WORLD:
+            event = self._step(thread.tid - 1)
+            return Stopped(thread.tid) if event is None else event
+        done = Stopped(thread.tid, pid=thread.pid)
+        vcpu = self._worlds.vcpu_of(thread)
+        if vcpu is None:
+            if alone or not self._worlds.can_run(thread):
+                return done
+            self._await(thread, {self._pc(thread): False})
+            return None
+        return self._step_through(thread, vcpu, done, alone=alone)
+
+    def _step_through(
+        self, thread: ThreadId, vcpu: Vcpu, done: Stopped, *, alone: bool
+    ) -> StopEvent | None:
+        """Step a thread that runs, and the SVSM while it is at the thread's service."""
+        pc, left = self._pc(thread), False
+        for _ in range(_MAX_SERVICE_STEPS):
+            event = self._step(vcpu.index)
+            if isinstance(event, Exited):
+                return event
+            if self._worlds.vcpu_of(thread) is not None:
+                if event is not None and event != Stopped(vcpu.index + 1):
+                    return replace(event, pid=thread.pid, tid=thread.tid)
+                if not left or event is None or self._pc(thread) != pc:
+                    return done
+                left = False  # back where it was, of a fault or an interrupt: now it goes on
+                continue
+            left = True
+            named = self._in_service(thread, event)
+            if named is not None:
+                return replace(named, pid=thread.pid, tid=thread.tid) if alone else named
+            if event is None or thread.pid == _SVSM_PID:
+                break
+        if alone:
+            return done
+        if not self._worlds.can_run(thread):  # it has ended
+            return self.name_process(Stopped(vcpu.index + 1))
+        behind = self._resumes_behind(thread, pc)
+        self._await(thread, behind or {self._pc(thread): True})
+        return None
+
+    def _in_service(self, thread: ThreadId, event: Stopped | None) -> Stopped | None:
+        """What stops the machine while others run for a thread: not a step, but a breakpoint."""
+        if event is None:
+            return None
+        named = self.name_process(event)
+        if event != Stopped(event.tid):
+            return named
+        return replace(named, reason=StopReason.SWBREAK) if self.arrived(named.thread) else None
+
+    def _pc(self, thread: ThreadId) -> int:
+        return self._worlds.view(thread).pc
+
+    def _resumes_behind(self, thread: ThreadId, pc: int) -> dict[int, bool]:
+        """Where a program goes on when the SVSM has served what happened at `pc`."""
+        if self._worlds.program(thread.pid) is None:
+            return {}
+        try:
+            code = self.read_memory(thread, pc, 2)
+        except TargetError:
+            code = b""
+        return {pc: False} | ({pc + 2: True} if code in _RESUMES_BEHIND else {})
+
+    def _await(self, thread: ThreadId, arrivals: dict[int, bool]) -> None:
+        """Stop when a thread is back at one of these addresses."""
+        vmpl, _ = code_of(thread.pid, self._worlds.executing)
+        debug = self._machine.silicon.debug
+        for address, done in arrivals.items():
+            breakpoint_ = Breakpoint(
+                address, vmpl=vmpl, accepts=lambda: self._worlds.executing() == thread
+            )
+            debug.add_breakpoint(breakpoint_)
+            self._arrivals.append(_Arrival(breakpoint_, done))
+        self._machine.silicon.report_again(self._worlds.vmcb_of(thread))
+
+    def finish_step(self, thread: ThreadId, event: StopEvent) -> StopEvent | None:
+        """See SupportsProcesses."""
+        arrivals = {arrival.breakpoint.address: arrival.done for arrival in self._arrivals}
+        self.abandon_step()
+        if isinstance(event, Exited):
+            return event
+        named = self.name_process(event)
+        if event.reason is not StopReason.SWBREAK or named.thread != thread:
+            return named
+        done = arrivals.get(self._pc(thread))
+        if done is None:
+            return named
+        if not done:
+            again = self.step(thread)
+            if isinstance(again, Stopped) and again.reason is not StopReason.SWBREAK:
+                self.arrived(again.thread)
+            return again
+        return replace(named, reason=StopReason.SIGNAL, address=0)
+
+    def abandon_step(self) -> None:
+        """See SupportsProcesses."""
+        for arrival in self._arrivals:
+            self._machine.silicon.debug.remove_breakpoint(arrival.breakpoint)
+        self._arrivals.clear()
+
+    def _step(self, index: int) -> Stopped | Exited | None:
+        """Execute one instruction of a vCPU; None if it has none to execute."""
+        end = self._machine.step_vcpu(index)
         match end:
             case Ended(exit_code, _):
                 return Exited(exit_code)
@@ -349,8 +401,10 @@ class MachineTarget:
                 return Stopped(vcpu + 1, Signal.SIGABRT)
             case DebugEvent(vcpu, kind, address) if kind is not DebugReason.STEP:
                 return Stopped(vcpu + 1, Signal.SIGTRAP, _STOP_REASON[kind], address)
+            case Idle():
+                return None
             case _:
-                return Stopped(tid)
+                return Stopped(index + 1)
 
     # -- monitor ----------------------------------------------------------------------------
 
@@ -363,6 +417,10 @@ class MachineTarget:
     def tables(self) -> Mapping[str, Table]:
         """See SupportsTables."""
         return self._tables
+
+    def select(self, thread: ThreadId) -> None:
+        """See SupportsSelection."""
+        self.view.thread = thread
 
     def _list_breakpoints(self, arguments: Sequence[str]) -> str:
         if arguments:

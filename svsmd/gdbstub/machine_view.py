@@ -1,72 +1,79 @@
 # SPDX-License-Identifier: MIT
-"""What monitor commands and tables are made from: the machine, and the world somebody looks at."""
+"""What monitor commands and tables are made from: the machine, and the thread somebody looks at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from svsmd.gdbstub.target import TargetError, Thread
-from svsmd.host.vcpu import Activity, Vcpu, World
+from svsmd.gdbstub.target import ANY_WORLD, TargetError, Thread, ThreadId
+from svsmd.gdbstub.world_filter import PROGRAM_PID
+from svsmd.gdbstub.worlds import Worlds
+from svsmd.host.vcpu import Vcpu, World
 from svsmd.machine import Machine
 from svsmd.snp.processor import Processor
-from svsmd.snp.rmp import RmpEntry
-
-ACTIVITY: Final = {
-    Activity.RUNNABLE: "running",
-    Activity.HALTED: "halted",
-    Activity.HALTED_MASKED: "halted with interrupts off",
-    Activity.RESET_HOLD_BY_GHCB: "in reset",
-    Activity.RESET_HOLD_BY_MSR: "in reset",
-}
-_PERMISSIONS: Final = "rwus"
-"""READ, WRITE, EXECUTE_USER, EXECUTE_SUPERVISOR, from bit 0 on."""
-_FLAGS: Final = ("assigned", "validated", "vmsa", "immutable", "in_use")
 
 
 class MachineView:
     """A machine, as a debugger has selected one of its threads.
 
     Args:
-        selected: the vCPU and the world of the selected thread; None if it has not started.
-        threads: all of them.
-        read_linear: reads memory of the selected world by linear address.
+        worlds: finds what a thread runs in.
+        threads: the vCPUs.
     """
 
     def __init__(
-        self,
-        machine: Machine,
-        selected: Callable[[], tuple[Vcpu, World | None]],
-        threads: Callable[[], Sequence[Thread]],
-        read_linear: Callable[[int, int], bytes],
+        self, machine: Machine, worlds: Worlds, threads: Callable[[], Sequence[Thread]]
     ) -> None:
         self.machine: Final = machine
-        self._selected = selected
+        self._worlds = worlds
+        self.thread: ThreadId | None = None
+        """The selected thread; None: the vCPU that stopped."""
         self.chosen: int | None = None
         """The vCPU that `monitor cpu` has named; None: that of the selected thread."""
         self.threads: Final = threads
-        self.read_linear: Final = read_linear
+
+    def _thread(self) -> ThreadId:
+        """The thread that is looked at."""
+        if self.chosen is not None and self.chosen < len(self.machine.hypervisor.vcpus):
+            return ThreadId(ANY_WORLD, self.chosen + 1)
+        return self.thread or ThreadId(ANY_WORLD, self.machine.current_vcpu + 1)
 
     def selected(self) -> tuple[Vcpu, World | None]:
-        """The vCPU that is looked at, and its world; None if it has not started."""
-        vcpus = self.machine.hypervisor.vcpus
-        if self.chosen is None or self.chosen >= len(vcpus):
-            return self._selected()
-        vcpu = vcpus[self.chosen]
-        return vcpu, vcpu.world
+        """The vCPU that is looked at, and its world; None if there is none.
+
+        A program has that of the SVSM where its page tables are loaded; without one the vCPU that
+        stopped is looked at.
+        """
+        vcpu = self.machine.hypervisor.vcpus[self.machine.current_vcpu]
+        return self._worlds.place(self._thread()) or (vcpu, None)
 
     def processor(self) -> Processor:
         """The CPU with the selected world loaded. Raises `TargetError` if there is none."""
         silicon = self.machine.silicon
-        _, world = self.selected()
+        found = self._worlds.place(self._thread())
+        if found is None:
+            raise TargetError(f"{self.title()}: its page tables are not loaded")
+        world = found[1]
         if world is None or not silicon.load_for_debugger(world.vmcb):
             raise TargetError("this vCPU has not started")
         return silicon.processor
 
+    def read_linear(self, gva: int, length: int) -> bytes:
+        """Memory of the selected thread by linear address; see `Target.read_memory`."""
+        return self._worlds.view(self._thread()).read_memory(gva, length)
+
+    def code_bits(self) -> int:
+        """How code of the selected thread is to be disassembled. Raises `TargetError`."""
+        return self._worlds.view(self._thread()).code_bits()
+
     def title(self) -> str:
         """Whose memory is shown: "vCPU 0 at VMPL2"."""
-        vcpu, _ = self.selected()
-        return f"vCPU {vcpu.index} at VMPL{int(vcpu.vmpl)}"
+        thread = self._thread()
+        if self._worlds.place(thread) is None:
+            return f"task {thread.pid - PROGRAM_PID}, which no vCPU runs"
+        vcpu, world = self.selected()
+        return f"vCPU {vcpu.index} at VMPL{int(vcpu.vmpl if world is None else world.vmpl)}"
 
 
 def number(text: str) -> int:
@@ -78,13 +85,3 @@ def number(text: str) -> int:
     if not 0 <= value < 1 << 64:
         raise TargetError(f"{text} is not a 64-bit number")
     return value
-
-
-def flags_text(entry: RmpEntry) -> str:
-    """State of an RMP entry in words: "assigned validated", "shared"."""
-    return " ".join(name for name in _FLAGS if getattr(entry, name)) or "shared"
-
-
-def permissions_text(mask: int) -> str:
-    """A permission mask as "rwus": READ, WRITE, EXECUTE_USER, EXECUTE_SUPERVISOR."""
-    return "".join(letter if mask >> bit & 1 else "-" for bit, letter in enumerate(_PERMISSIONS))

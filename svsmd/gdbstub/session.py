@@ -25,6 +25,7 @@ from typing import Final
 
 from svsmd.gdbstub.packets import (
     breakpoints,
+    files,
     mem,
     monitor,
     physical,
@@ -57,7 +58,15 @@ from svsmd.gdbstub.rsp import (
     RemoteProtocolError,
     encode,
 )
-from svsmd.gdbstub.target import Exited, Runner, StopEvent, Stopped, Target, TargetError
+from svsmd.gdbstub.target import (
+    Exited,
+    Runner,
+    Signal,
+    StopEvent,
+    Stopped,
+    Target,
+    TargetError,
+)
 
 MAX_RETRANSMITS: Final = 3
 """So many requests to repeat one packet are granted; one more ends the connection."""
@@ -105,6 +114,7 @@ _HANDLERS: Final[Mapping[bytes, Handler]] = {
     **resume.HANDLERS,
     **query.HANDLERS,
     **monitor.HANDLERS,
+    **files.HANDLERS,
     **physical.HANDLERS,
     **search.HANDLERS,
     **signals.HANDLERS,
@@ -131,8 +141,8 @@ class Session:
         self, target: Target, runner: Runner, stop: StopEvent, *, was_running: bool
     ) -> None:
         """`stop` says how the machine stands; `was_running`, whether it ran before `attach`."""
-        tid = stop.tid if isinstance(stop, Stopped) else target.threads()[0].tid
-        self._context = Context(target, last_stop=stop, general_tid=tid)
+        thread = stop.thread if isinstance(stop, Stopped) else target.threads()[0].id
+        self._context = Context(target, last_stop=stop, general=thread)
         self._runner = runner
         self._resume_at_end = was_running
         self._decoder = Decoder()
@@ -184,6 +194,16 @@ class Session:
             # resumes the machine.
             self._context.last_stop = event
             return b""
+        if self._state is State.LEAVING:
+            resume.abandon_step(self._context)
+        settled = resume.settle(self._context, event)
+        if settled is None and self._state is State.RUNNING:
+            self._runner.resume()
+            return b""
+        resume.abandon_step(self._context)
+        if settled is None:  # a Ctrl-C came while the step waited for others
+            settled = Stopped(event.tid, Signal.SIGINT) if isinstance(event, Stopped) else event
+        event = settled
         self._move(Trigger.STOP)
         self._context.running = False
         if self._state is State.DISCONNECTED:

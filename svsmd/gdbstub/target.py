@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options
 
@@ -83,16 +83,33 @@ class StopReason(Enum):
     AWATCH = "awatch"
 
 
+ANY_WORLD: Final = 0
+"""A pid that no process has: threads are vCPUs then, and show whatever world runs on them."""
+
+
+class ThreadId(NamedTuple):
+    """A thread of a process.
+
+    A world (a VMPL) is a process: pid is the VMPL + 1, and tid n + 1 is that world on vCPU n. So is
+    a program that runs isolated at CPL 3 under the SVSM, with one thread. Under `ANY_WORLD` tid
+    n + 1 is vCPU n, whatever runs there: all that a client sees that does not know processes.
+    """
+
+    pid: int
+    tid: int
+
+
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One vCPU as gdb shows it."""
+    """One thread as gdb shows it."""
 
-    tid: int
-    """Thread number, 1 or more: vCPU n is thread n + 1."""
+    id: ThreadId
     name: str
     """Short name of `info threads`, such as "vcpu0"."""
     info: str
-    """What the vCPU is doing, such as "VMPL2, halted"."""
+    """What it is doing, such as "VMPL2, halted"."""
+    core: int | None = None
+    """The vCPU that it belongs to or runs on; None if it has none now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +121,20 @@ class Stopped:
     """
 
     tid: int
-    """The vCPU that stopped the machine; gdb shows this one."""
+    """The vCPU that stopped the machine, counted from 1, or the thread of process `pid`."""
     signal: Signal = Signal.SIGTRAP
     reason: StopReason = StopReason.SIGNAL
     address: int = 0
     """For WATCH, RWATCH and AWATCH: an accessed address (GVA) inside the watched range."""
     words: str = ""
     """A line for the user's console, shown before the stop; empty if the reason says it all."""
+    pid: int = ANY_WORLD
+    """The process; nothing but `SupportsProcesses` knows it."""
+
+    @property
+    def thread(self) -> ThreadId:
+        """The thread that gdb shows."""
+        return ThreadId(self.pid, self.tid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +158,27 @@ class TargetError(Exception):
 class Target(Protocol):
     """The machine as a debugger sees it, all vCPUs stopped.
 
-    `tid` is always one of `threads()`. Addresses are linear (GVA), as that vCPU translates them.
+    `thread` is always one of `threads()`, or of `SupportsProcesses.process_threads()`, or was one:
+    a program that has ended reads as zeros, and its memory is not there. Addresses are linear
+    (GVA), as that thread translates them.
     """
 
     def threads(self) -> Sequence[Thread]:
-        """Every vCPU, in ascending order of `tid`; at least one."""
+        """Every vCPU, in ascending order of `tid`, `ANY_WORLD` their pid; at least one."""
         ...
 
-    def read_registers(self, tid: int) -> bytes:
+    def read_registers(self, thread: ThreadId) -> bytes:
         """The `g` registers, packed by `G_LAYOUT` (560 bytes)."""
         ...
 
-    def read_register(self, tid: int, name: str) -> int:
+    def read_register(self, thread: ThreadId, name: str) -> int | None:
         """One of the registers that are not in `G_LAYOUT` (`target_xml.SYSTEM_REGISTERS`).
 
-        Raises `TargetError` if it has no value now.
+        None if it has no value now. Raises `TargetError` if there is none of that name.
         """
         ...
 
-    def write_register(self, tid: int, name: str, value: int) -> None:
+    def write_register(self, thread: ThreadId, name: str, value: int) -> None:
         """Set any register of the description, those of `G_LAYOUT` (st0, xmm0, ...) included.
 
         `value` is unsigned and fits the size of the register; orig_rax never comes here. Raises
@@ -160,27 +186,70 @@ class Target(Protocol):
         """
         ...
 
-    def read_memory(self, tid: int, gva: int, length: int) -> bytes:
+    def read_memory(self, thread: ThreadId, gva: int, length: int) -> bytes:
         """Up to `length` bytes from `gva` on: fewer, at least one, if what follows is not readable.
 
-        Reads what the vCPU would read (private pages through its own C-bit), with no effect on the
-        guest. Raises `TargetError` if the first byte is not readable.
+        Reads what the thread would read (private pages through its own C-bit), with no effect on
+        the guest. Raises `TargetError` if the first byte is not readable.
         """
         ...
 
-    def write_memory(self, tid: int, gva: int, data: bytes) -> None:
+    def write_memory(self, thread: ThreadId, gva: int, data: bytes) -> None:
         """Write all of `data`, also to pages that are read-only to the guest.
 
         Raises `TargetError`, with nothing written, if one of the bytes is not mapped.
         """
         ...
 
-    def step(self, tid: int) -> StopEvent:
+    def step(self, thread: ThreadId, *, alone: bool = False) -> StopEvent | None:
         """Execute one instruction of one vCPU while the others stand still.
 
         A breakpoint at the instruction itself does not stop it; a watchpoint hit is reported. The
         call is bounded: stepping a halted vCPU that nothing wakes returns at once.
+
+        None for a thread of a process that something else has to run for: see `finish_step`. If it
+        is to be stepped `alone`, the stop is always its own, and maybe it has not moved.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsProcesses(Protocol):
+    """A machine whose worlds and programs are processes.
+
+    A thread whose vCPU runs something else stands still, and has registers and memory like any
+    other. To step it, others have to run: the SVSM to serve a call, or the guest to make one. Then
+    `step` returns None, and the machine is to be resumed; with the stop that follows `finish_step`
+    is called, and if that returns None, too, the machine is to be resumed again.
+    """
+
+    def process_threads(self) -> Sequence[Thread]:
+        """All threads of all processes, process by process; at least one."""
+        ...
+
+    def name_process(self, event: Stopped) -> Stopped:
+        """The same stop, told of the thread that runs on the vCPU."""
+        ...
+
+    def finish_step(self, thread: ThreadId, event: StopEvent) -> StopEvent | None:
+        """Goes on with the step of a thread; `event` stopped the machine meanwhile."""
+        ...
+
+    def abandon_step(self) -> None:
+        """A step that has not come to its end does not any more."""
+        ...
+
+
+@runtime_checkable
+class SupportsFiles(Protocol):
+    """A machine that has the executables of its processes."""
+
+    def executable(self, pid: int) -> str | None:
+        """Name of the file that a process runs; None if there is none."""
+        ...
+
+    def read_file(self, name: str) -> bytes | None:
+        """Contents of a file of the machine; None if there is none of that name."""
         ...
 
 
@@ -188,13 +257,14 @@ class Target(Protocol):
 class SupportsBreakpoints(Protocol):
     """A machine with execution breakpoints (Z0, Z1).
 
-    They are kept outside guest memory and match the linear address at execution, so they may be set
-    before the code or its page tables exist. A vCPU whose stop at a breakpoint was reported goes
-    past it when it is resumed.
+    They are kept outside guest memory and match the linear address at execution in their process,
+    so they may be set before the code or its page tables exist. A vCPU whose stop at a breakpoint
+    was reported goes past it when it is resumed.
     """
 
     def insert_breakpoint(
         self,
+        pid: int,
         kind: BreakpointKind,
         address: int,
         options: Options = NO_OPTIONS,
@@ -206,12 +276,12 @@ class SupportsBreakpoints(Protocol):
         Conditions and commands are evaluated when it is reached: without a condition that holds,
         the machine goes on, and with commands it does so anyway. A condition that cannot be
         evaluated holds. One that is there already gets other options; with `physical`, the address
-        is a guest-physical one, and another breakpoint.
+        is a guest-physical one, and another breakpoint; so is one of another process.
         """
         ...
 
     def remove_breakpoint(
-        self, kind: BreakpointKind, address: int, *, physical: bool = False
+        self, pid: int, kind: BreakpointKind, address: int, *, physical: bool = False
     ) -> None:
         """Forget it, but not how often it was hit."""
         ...
@@ -220,11 +290,11 @@ class SupportsBreakpoints(Protocol):
         """The machine goes on without those that were removed."""
         ...
 
-    def arrived(self, tid: int) -> bool:
-        """A step has ended at the PC of this vCPU.
+    def arrived(self, thread: ThreadId) -> bool:
+        """A step has ended at the PC of this thread.
 
         A breakpoint there is reached by that, and its commands are run. Returns whether one wants
-        the machine to stop.
+        the machine to stop. A thread that does not execute now has reached nothing.
         """
         ...
 
@@ -237,14 +307,17 @@ class SupportsBreakpoints(Protocol):
 class SupportsWatchpoints(Protocol):
     """A machine with data watchpoints (Z2, Z3, Z4); each is inserted once and removed once."""
 
-    def insert_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+    def insert_watchpoint(
+        self, thread: ThreadId, kind: WatchpointKind, address: int, length: int
+    ) -> None:
         """Stop after an access to [address, address + length), length 1 or more.
 
-        Raises `TargetError`, for example for a length that it cannot watch.
+        The thread says whose memory that is; whoever accesses it is stopped. Raises
+        `TargetError`, for example for a length that it cannot watch.
         """
         ...
 
-    def remove_watchpoint(self, kind: WatchpointKind, address: int, length: int) -> None:
+    def remove_watchpoint(self, pid: int, kind: WatchpointKind, address: int, length: int) -> None:
         """Forget it."""
         ...
 
@@ -275,8 +348,8 @@ class SupportsMonitor(Protocol):
 class SupportsSelection(Protocol):
     """A machine whose `monitor` commands and tables are about the selected thread (`Hg`)."""
 
-    def select(self, tid: int) -> None:
-        """Thread `tid` is the selected one from now on."""
+    def select(self, thread: ThreadId) -> None:
+        """`thread` is the selected one from now on."""
         ...
 
 

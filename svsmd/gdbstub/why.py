@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from svsmd.gdbstub.machine_view import flags_text, permissions_text
 from svsmd.snp.access import AccessKind
 from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, NestedFault, PfError, Vector
 from svsmd.snp.page_walk import CR0_PG, Refusal, refusal
 from svsmd.snp.processor import Processor
-from svsmd.snp.rmp import Rmp
+from svsmd.snp.rmp import Rmp, RmpEntry
 from svsmd.snp.rmp_history import BY_HOST, LastChange, RmpChange
 from svsmd.snp.types import C_BIT, PAGE_SHIFT, PageSize
 from svsmd.snp.vmcb import LastNpf
@@ -28,6 +27,9 @@ _TABLE: Final = "24593, 15.36.10, table 15-39"
 NOT_VALIDATED: Final = "AC-26"
 CIPHERTEXT: Final = "AC-11"
 NO_RAM: Final = "no RAM"
+_PERMISSIONS: Final = "rwus"
+"""READ, WRITE, EXECUTE_USER, EXECUTE_SUPERVISOR, from bit 0 on."""
+_FLAGS: Final = ("assigned", "validated", "vmsa", "immutable", "in_use")
 
 RULES: Final = {
     "AC-11": (
@@ -110,6 +112,16 @@ class Reason:
 
 
 # -- words ----------------------------------------------------------------------------------
+
+
+def flags_text(entry: RmpEntry) -> str:
+    """State of an RMP entry in words: "assigned validated", "shared"."""
+    return " ".join(name for name in _FLAGS if getattr(entry, name)) or "shared"
+
+
+def permissions_text(mask: int) -> str:
+    """A permission mask as "rwus": READ, WRITE, EXECUTE_USER, EXECUTE_SUPERVISOR."""
+    return "".join(letter if mask >> bit & 1 else "-" for bit, letter in enumerate(_PERMISSIONS))
 
 
 def change_text(change: LastChange) -> str:

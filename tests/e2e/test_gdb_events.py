@@ -19,6 +19,9 @@ pytestmark = pytest.mark.e2e
 Start = Callable[..., SvsmdProcess]
 DEMO = image_path("demo")
 PAGE = 0x140_0000
+KNOW_REGISTERS = "unset tdesc filename"
+"""gdb 13 knows the machine's registers in the first inferior only, before it is told to look again;
+events of the SVSM and its programs stop in another one."""
 
 
 class Debugger:
@@ -45,6 +48,7 @@ class Debugger:
         number = SIGNALS[kind].name.removeprefix("SIG")
         words = self.session.expect(rf"^{re.escape(CLASSES[kind].title)} (.*)\n")[1]
         self.session.expect(rf"received signal SIG{number}, Real-time event {number}\.$")
+        self.session.send(KNOW_REGISTERS)
         return words
 
     def number(self, expression: str) -> int:
@@ -56,7 +60,8 @@ class Debugger:
 def attached(machine: SvsmdProcess, gdb: str) -> Iterator[Debugger]:
     console = machine.console()
     console.expect("demo> ")
-    with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=DEMO)) as session:
+    commands = ("set schedule-multiple on", "echo attached\\n")
+    with Program(machine.gdb_command(gdb, *commands, symbols=DEMO)) as session:
         session.expect("^attached")
         yield Debugger(session, console)
 
@@ -135,6 +140,7 @@ def test_system_calls_of_a_module(svsmd: Start, gdb_program: str) -> None:
         gdb_program,
         "monitor catch syscall number == 0x300000000",
         "continue",
+        KNOW_REGISTERS,
         "p $snp_event",
         "p/x $snp_code",
         "p $snp_task",

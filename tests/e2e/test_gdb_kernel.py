@@ -241,8 +241,8 @@ def test_running_kernel(
             gdb.send("continue")
             gdb.expect("Temporary breakpoint \\d+, .*tick_nohz_idle_enter")
             assert_in_order(frames(gdb), ["tick_nohz_idle_enter", "do_idle", "common_startup_64"])
-        gdb.send("detach")
-        gdb.expect("detached")
+        gdb.send("disconnect")
+        gdb.expect("Ending remote debugging")
     work_and_power_off(machine, console)
 
 
@@ -329,8 +329,8 @@ def test_from_the_first_instruction(
             gdb.send("continue")
             gdb.expect(rf"Breakpoint \d, .*{function} \(\)")
             assert_in_order(frames(gdb), [function, "x86_64_start_kernel", "common_startup_64"])
-        gdb.send("detach")
-        gdb.expect("detached")
+        gdb.send("disconnect")
+        gdb.expect("Ending remote debugging")
     console.expect("SVMBOOT: shell", BOOT_SECONDS)
     console.expect(PROMPT)
     work_and_power_off(machine, console)

@@ -20,7 +20,7 @@ DEMO = image_path("demo")
 
 @contextmanager
 def attached(machine: SvsmdProcess, gdb: str) -> Iterator[Program]:
-    """An interactive gdb with the demo guest's symbols, attached."""
+    """An interactive gdb with the demo guest's symbols, attached: they are the first inferior's."""
     with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=DEMO)) as session:
         session.expect("^attached")
         yield session
@@ -76,8 +76,8 @@ def test_session(svsmd: Start, gdb_program: str) -> None:
         gdb.send("backtrace")
         gdb.expect(r"^#\d .*command_busy .* at \S*commands\.c:\d+$")
 
-        gdb.send("detach")
-        gdb.expect("detached")
+        gdb.send("disconnect")
+        gdb.expect("Ending remote debugging")
         console.send("x")
         assert int(console.expect(r"demo_counter is (\d+)")[1]) > 1_000_000_000
         console.expect("demo> ")
@@ -103,7 +103,7 @@ def test_other_watchpoints(svsmd: Start, gdb_program: str, kind: str, title: str
         gdb.send("continue")
         gdb.expect("Continuing")
         console.send("busy\r")
-        gdb.expect(rf"^Hardware {title}.* watchpoint 1: demo_counter")
+        gdb.expect(rf"hit Hardware {title}.* watchpoint 1: demo_counter")
         gdb.expect(r"Value = \d+")
         gdb.send("quit")
         gdb.wait()
@@ -114,6 +114,7 @@ def test_from_the_first_instruction(svsmd: Start, gdb_program: str) -> None:
     machine = svsmd("demo", "-S", "--append=selftest")
     output = machine.gdb(
         gdb_program,
+        "unset tdesc filename",  # of the SVSM: gdb has read it for the first inferior
         "info registers cr0 vmpl",
         "stepi",
         "hbreak demo_main",
@@ -122,6 +123,7 @@ def test_from_the_first_instruction(svsmd: Start, gdb_program: str) -> None:
         "info registers vmpl",
         "continue",
         "bt",
+        "info inferiors",
         "delete",
         "continue",
         symbols=DEMO,
@@ -131,8 +133,8 @@ def test_from_the_first_instruction(svsmd: Start, gdb_program: str) -> None:
     cr0 = re.search(r"^cr0 +(0x[0-9a-f]+)", output, re.MULTILINE)
     assert cr0 is not None
     assert int(cr0[1], 16) >> 31 == 0, "paging is on"
-    assert re.search(r"Breakpoint 1, demo_main \(.*\) at \S+\.[ch]:\d+", output), output
-    assert re.search(r"Breakpoint 2, selftest_run \(.*\) at \S*selftest\.c:\d+", output), output
+    assert re.search(r"hit Breakpoint 1, demo_main \(.*\) at \S+\.[ch]:\d+", output), output
+    assert re.search(r"hit Breakpoint 2, selftest_run \(.*\) at \S*selftest\.c:\d+", output), output
     assert "exited normally" in output
     assert machine.wait() == 0, machine.stderr
 
@@ -156,16 +158,23 @@ def test_what_is_not_there(svsmd: Start, gdb_program: str) -> None:
     )
     assert output.count("Cannot access memory at address") == 3, output
     assert "$1 = 8" in output
-    assert re.search(r"^\* 1 +Thread 1", output, re.MULTILINE), output
+    assert re.search(r"^\* 1\.1 +Thread 3\.1", output, re.MULTILINE), output
     for name in ("rip", "fs_base", "gs_base", "cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
         assert re.search(rf"^{name} +0x", output, re.MULTILINE), f"{name}\n{output}"
     assert "list the commands" in output
 
 
 def test_vcpus_are_threads(svsmd: Start, gdb_program: str) -> None:
-    machine = svsmd("demo", "--cpus=2", "-S")
+    """Those of one world each are its threads, from when it starts on that vCPU."""
+    machine = svsmd("demo", "--cpus=2")
+    machine.console().expect("demo> ")
     output = machine.gdb(gdb_program, "info threads")
-    assert len(re.findall(r"^[* ] \d +Thread", output, re.MULTILINE)) == 2, output
+    found = re.findall(r"^[* ] (\d\.\d) +Thread (\S+) \"(vcpu\d/VMPL\d)\"", output, re.MULTILINE)
+    assert found == [
+        ("1.1", "3.1", "vcpu0/VMPL2"),
+        ("2.1", "1.1", "vcpu0/VMPL0"),
+        ("2.2", "1.2", "vcpu1/VMPL0"),
+    ], output
 
 
 @pytest.mark.parametrize("noise", [b"\xff" * 65536, b"$" + b"a" * 200_000, b"$?#3f" * 20_000])

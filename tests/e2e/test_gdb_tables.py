@@ -151,10 +151,12 @@ def test_why_of_the_last_fault(svsmd: Start, gdb_program: str) -> None:
 def test_one_world_or_the_other(demo: SvsmdProcess, gdb_program: str) -> None:
     output = demo.gdb(
         gdb_program,
-        "thread 2", "monitor cpu", "monitor info registers", "monitor cpu 0", "monitor cpu",
+        "info threads", "thread 2.2", "monitor cpu", "monitor info registers", "thread 1.1",
+        "monitor cpu", "thread 2.2", "monitor cpu 0", "monitor cpu",
         "monitor info registers", "monitor info", "monitor help",
     )  # fmt: skip
     assert "vCPU 1 at VMPL0, the selected thread's" in output
+    assert "vCPU 0 at VMPL2, the selected thread's" in output
     assert "vCPU 0 at VMPL2, chosen here" in output
     assert re.findall(r"^CPU#(\d)$", output, re.MULTILINE) == ["1", "0"]
     assert re.search(r"^\S+: \d+ ticks$", output, re.MULTILINE)
@@ -176,7 +178,7 @@ def test_physical_memory(demo: SvsmdProcess, gdb_program: str) -> None:
     )
     assert "Cannot access memory at address 0xffffffff80000300" in output
     assert 'received: "1"' in output
-    entries = re.findall(r"^0x[0-9a-f]+:\t(0x[0-9a-f]+)$", output, re.MULTILINE)
+    entries = re.findall(r"^0x[0-9a-f]+(?: <\S+>)?:\t(0x[0-9a-f]+)$", output, re.MULTILINE)
     dumps = re.findall(r"^[0-9a-f]{16}: (0x[0-9a-f]+)$", output, re.MULTILINE)
     assert len(entries) == len(dumps) == 2
     assert len({*entries, *dumps}) == 1, "the guest's tables are mapped one to one"
@@ -209,10 +211,10 @@ def test_info_mem_stays_out_of_the_way(demo: SvsmdProcess, gdb_program: str) -> 
     """Why there is no memory map: with one of the RAM, gdb reads no kernel's addresses."""
     output = demo.gdb(
         gdb_program,
-        "info mem", "thread 2", "x/i $pc", "mem 0 0x4000000 rw", "x/i $pc",
+        "info mem", "thread 2.1", "x/i $pc", "mem 0 0x4000000 rw", "x/i $pc",
     )  # fmt: skip
     assert "There are no memory regions defined" in output or "no memory regions" in output.lower()
-    assert re.search(r"=> 0xffffffff8[0-9a-f]+:\t", output)
+    assert re.search(r"=> 0xffffffff8[0-9a-f]+ <svsm_gate_loop\S*>:\t", output)
     assert re.search(r"Cannot access memory at address 0xffffffff8[0-9a-f]+", output)
 
 

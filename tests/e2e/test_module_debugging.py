@@ -11,12 +11,12 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from svsmd.errors import ExitCode
-from svsmd.gdbstub.machine_target import MachineTarget
 from svsmd.gdbstub.target import BreakpointKind
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
 from svsmd.slice_end import DebugEvent, Ended
 from svsmd.snp.exits import DebugReason
 from tests.module_machine import ModuleMachine, modules, program
+from tests.plain_target import PlainTarget
 
 SPIN = program("/bin/spin", arguments=["spin", "5"])
 FOREVER = program("/bin/spin", arguments=["spin", "1000000"])
@@ -30,7 +30,7 @@ def address_of(name: str, symbol: str) -> int:
     return int(found["st_value"])
 
 
-def register(target: MachineTarget, name: str, tid: int) -> int:
+def register(target: PlainTarget, name: str, tid: int) -> int:
     raw = target.read_registers(tid)
     return int.from_bytes(raw[G_SPANS[REGISTER_NUMBERS[name]]], "little")
 
@@ -46,7 +46,7 @@ def run_to_stop(machine: ModuleMachine) -> DebugEvent:
 @pytest.mark.parametrize("kind", [BreakpointKind.SOFTWARE, BreakpointKind.HARDWARE])
 def test_breakpoint_in_a_module(tmp_path: Path, kind: BreakpointKind) -> None:
     machine = ModuleMachine(tmp_path, SPIN, names=["spin"])
-    target = MachineTarget(machine.machine)
+    target = PlainTarget(machine.machine)
     main = address_of("spin", "main")
     target.insert_breakpoint(kind, main)
     stop = run_to_stop(machine)
@@ -71,7 +71,7 @@ def test_breakpoints_and_steps_in_a_module_change_nothing(tmp_path: Path) -> Non
     for disturbed in (False, True):
         machine = ModuleMachine(tmp_path, SPIN * 2, names=["spin"], append="selftest cpu")
         if disturbed:
-            target = MachineTarget(machine.machine)
+            target = PlainTarget(machine.machine)
             now = address_of("spin", "now")
             target.insert_breakpoint(BreakpointKind.SOFTWARE, now)
             for _ in range(4):

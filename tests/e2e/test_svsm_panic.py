@@ -15,14 +15,12 @@ from svsmd.config import MIB
 from svsmd.core.port import PRIVATE_MAP
 from svsmd.errors import ExitCode
 from svsmd.host.layout import SvsmRegion
-from svsmd.images import image_path
 from svsmd.snp.types import PAGE_SIZE
 from tests.svsmd_process import Program, SvsmdProcess
 
 pytestmark = pytest.mark.e2e
 
 Start = Callable[..., SvsmdProcess]
-SVSM = image_path("svsm")
 SECRETS = PRIVATE_MAP + SvsmRegion.at_top_of([range(64 * MIB)]).secrets
 
 
@@ -32,11 +30,11 @@ def stopped_in_the_svsm(
 ) -> Iterator[tuple[SvsmdProcess, Program]]:
     """At the gate, with the answer to a page state change in RAX: the second vCPU's GHCB page."""
     machine = svsmd("demo", "-S", "--memory=64M", "--cpus=2", *options)
-    with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=SVSM)) as session:
+    with Program(machine.gdb_command(gdb, "echo attached\\n")) as session:
         session.expect("^attached")
         session.send("tbreak svsm_core_gate if $rbx == 0 && ($rax & 0xfff) == 0x15")
         session.send("continue")
-        session.expect(r"Temporary breakpoint 1, svsm_gate_loop \(\) at \S*gate\.S:\d+")
+        session.expect(r"hit Temporary breakpoint 1, svsm_gate_loop \(\) at \S*gate\.S:\d+")
         yield machine, session
 
 
@@ -61,7 +59,7 @@ def test_panic_stops_at_gdb(svsmd: Start, gdb_program: str, tmp_path: Path) -> N
         assert any(secrets(gdb, tmp_path / "before"))
         gdb.send("set $rax = 0")
         gdb.send("continue")
-        gdb.expect('Thread 2 "vcpu1" received signal SIGABRT')
+        gdb.expect('Thread 2.2 "vcpu1/VMPL0" received signal SIGABRT')
         gdb.send("backtrace")
         gdb.expect(r"#0 +svsm_panic \(\) at \S*gate\.S:\d+$")
         gdb.expect(r"^#1 .* in svsm_gate_loop \(\) at \S*gate\.S:\d+$")
@@ -83,7 +81,7 @@ def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str) -> None:
     with stopped_in_the_svsm(svsmd, gdb_program) as (machine, gdb):
         gdb.send("set $rip = 0x1000")
         gdb.send("continue")
-        gdb.expect('Thread 2 "vcpu1" received signal SIGABRT')
+        gdb.expect('Thread 2.2 "vcpu1/VMPL0" received signal SIGABRT')
         gdb.send("backtrace")
         gdb.expect(r"#0 +svsm_panic \(\) at \S*gate\.S:\d+$")
         gdb.expect(
@@ -100,7 +98,7 @@ def test_exception_stops_at_gdb(svsmd: Start, gdb_program: str) -> None:
 def test_panic_that_nobody_looks_at(svsmd: Start, gdb_program: str) -> None:
     with stopped_in_the_svsm(svsmd, gdb_program) as (machine, gdb):
         gdb.send("set $rip = 0x1000")
-        gdb.send("detach")
+        gdb.send("disconnect")
         ends(machine, 1)
     assert "svsmd: panic: exception 14 (#PF) at VMPL0\n" in machine.stderr
     assert "svsmd: the secrets page is wiped" in machine.stderr

@@ -8,10 +8,26 @@ from svsmd.gdbstub.rsp import Ack, Decoder, Nak, Need, Packet, RemoteProtocolErr
 from svsmd.gdbstub.session import Session, State
 from svsmd.gdbstub.target import StopEvent
 from tests.fake_target import FakeMachine, FakeRunner
+from tests.unit.test_gdb_processes import Worlds
 
 _numbers = st.one_of(
     st.integers(0, 70).map(lambda n: b"%x" % n),
-    st.sampled_from([b"1000", b"2000", b"2ff8", b"ffffffffffffffff", b"-1", b"", b"p1.1", b"1_0"]),
+    st.sampled_from(
+        [
+            b"1000",
+            b"2000",
+            b"2ff8",
+            b"ffffffffffffffff",
+            b"-1",
+            b"",
+            b"p1.1",
+            b"1_0",
+            b"p3.1",
+            b"p11.1",
+            b"p3.-1",
+            b"p-1.-1",
+        ]
+    ),
     st.integers(0, 1 << 70).map(lambda n: b"%x" % n),
 )
 _names = st.sampled_from(
@@ -19,8 +35,12 @@ _names = st.sampled_from(
     b"vCont;r vCont;t vCont;s:1;c H Hg Hc T qSupported qC qAttached qfThreadInfo qsThreadInfo "
     b"qThreadExtraInfo qXfer:features:read:target.xml qXfer:threads:read: qRcmd D k vKill "
     b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
-    b"qXfer:osdata:read: qXfer:osdata:read:rmp Z0,1008,1;X3,220127 Z1,100b,1;X6,260000220127 "
-    b"Z0,100b,1;cmds:0,Xd,22002200340000044869210027 Z0,1008,1;X".split()
+    b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
+    b"qXfer:osdata:read: qXfer:osdata:read:rmp qSupported:multiprocess+ vAttach;3 D;3 D;1 D;11 "
+    b"Hgp3.1 vKill;1 vCont;c:p11.-1 vCont;s:p3.1 qXfer:exec-file:read: vFile:open vFile:pread:3 "
+    b"vFile:close:3 qSymbol Tp1.1 vFile:fstat vFile:open:2f7376736d2e656c66,0,0 Z0,1008,1;X3,220127 "
+    b"Z1,100b,1;X6,260000220127 Z0,100b,1;cmds:0,Xd,22002200340000044869210027 "
+    b"Z0,1008,1;X".split()
 )
 _separators = st.sampled_from([b"", b",", b":", b";", b"="])
 _rest = st.one_of(_numbers, st.binary(max_size=12).map(lambda data: data.hex().encode()))
@@ -38,11 +58,11 @@ _pieces = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(_pieces, max_size=20), st.booleans())
+@given(st.lists(_pieces, max_size=20), st.booleans(), st.sampled_from([FakeMachine, Worlds]))
 def test_any_input_is_answered_and_the_machine_is_released(
-    pieces: list[bytes], was_running: bool
+    pieces: list[bytes], was_running: bool, kind: type[FakeMachine]
 ) -> None:
-    machine = FakeMachine()
+    machine = kind()
     runner = FakeRunner(machine)
     sent: list[bytes] = []
 

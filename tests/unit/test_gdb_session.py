@@ -24,12 +24,14 @@ from svsmd.gdbstub.session import (
     Trigger,
 )
 from svsmd.gdbstub.target import (
+    ANY_WORLD,
     BreakpointKind,
     Exited,
     MonitorCommand,
     Signal,
     StopEvent,
     Stopped,
+    ThreadId,
     WatchpointKind,
 )
 from svsmd.gdbstub.target_xml import REGISTER_NUMBERS, TARGET_XML
@@ -234,9 +236,9 @@ def test_write_all_registers_writes_what_differs(client: Client) -> None:
     written = []
     write = client.machine.write_register
 
-    def write_register(tid: int, name: str, value: int) -> None:
+    def write_register(thread: ThreadId, name: str, value: int) -> None:
         written.append(name)
-        write(tid, name, value)
+        write(thread, name, value)
 
     client.machine.write_register = write_register  # type: ignore[method-assign]
     data = bytearray.fromhex(client.ask(b"g").decode())
@@ -310,7 +312,7 @@ def test_a_read_ends_where_memory_ends(client: Client) -> None:
 
 def test_reads_are_limited_to_a_packet() -> None:
     class Large(FakeMachine):
-        def read_memory(self, tid: int, gva: int, length: int) -> bytes:
+        def read_memory(self, thread: ThreadId, gva: int, length: int) -> bytes:
             return bytes(length)
 
     client = Client(Large())
@@ -357,19 +359,19 @@ def test_breakpoints_are_inserted_and_removed_once(client: Client) -> None:
         assert client.ask(b"Z0,1008,1") == b"OK"
     assert client.ask(b"Z1,1008,1") == b"OK"
     assert client.machine.breakpoints == [
-        (BreakpointKind.SOFTWARE, INC),
-        (BreakpointKind.HARDWARE, INC),
+        (ANY_WORLD, BreakpointKind.SOFTWARE, INC),
+        (ANY_WORLD, BreakpointKind.HARDWARE, INC),
     ]
     for _ in range(2):
         assert client.ask(b"z0,1008,1") == b"OK"
-    assert client.machine.breakpoints == [(BreakpointKind.HARDWARE, INC)]
+    assert client.machine.breakpoints == [(ANY_WORLD, BreakpointKind.HARDWARE, INC)]
 
 
 def test_watchpoints_are_inserted_and_removed_once(client: Client) -> None:
     for _ in range(2):
         for digit in (b"2", b"3", b"4"):
             assert client.ask(b"Z%b,2000,8" % digit) == b"OK"
-    assert [kind for kind, *_ in client.machine.watchpoints] == list(WatchpointKind)
+    assert [kind for _, kind, *_ in client.machine.watchpoints] == list(WatchpointKind)
     for _ in range(2):
         assert client.ask(b"z3,2000,8") == b"OK"
     assert len(client.machine.watchpoints) == 2

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from svsmd.config import MIB, MachineConfig
 from svsmd.core.recent_calls import RECENT_CALLS
 from svsmd.gdbstub.machine_target import MachineTarget
-from svsmd.gdbstub.machine_view import permissions_text
 from svsmd.gdbstub.packets import osdata
-from svsmd.gdbstub.target import Table, TargetError
+from svsmd.gdbstub.target import ANY_WORLD, Table, TargetError, ThreadId
+from svsmd.gdbstub.why import permissions_text
 from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import Idle, SliceEnd
 from svsmd.snp.rmp import GUEST_ASID, Rmp, RmpEntry, RmpUpdate
@@ -41,10 +41,20 @@ def machine() -> Machine:
     return machine
 
 
+def _vcpu(tid: int) -> ThreadId:
+    return ThreadId(ANY_WORLD, tid)
+
+
+def register(target: MachineTarget, name: str) -> int:
+    value = target.read_register(_vcpu(1), name)
+    assert value is not None
+    return value
+
+
 @pytest.fixture
 def target(machine: Machine) -> MachineTarget:
     target = MachineTarget(machine)
-    target.select(1)
+    target.select(_vcpu(1))
     return target
 
 
@@ -92,7 +102,7 @@ def test_vcpus_and_vmsas(target: MachineTarget, machine: Machine) -> None:
     vmsas = {(row["vcpu"], row["vmpl"]): row for row in rows(target, "vmsa")}
     assert set(vmsas) == {("0", "0"), ("0", "2"), ("1", "0")}
     assert vmsas["0", "2"]["rip"] == first["rip"]
-    assert int(vmsas["0", "2"]["cr3"], 16) == target.read_register(1, "cr3")
+    assert int(vmsas["0", "2"]["cr3"], 16) == register(target, "cr3")
     world = machine.hypervisor.vcpus[0].world
     assert world is not None
     assert int(vmsas["0", "2"]["spa"], 16) == world.vmcb.vmsa_spa
@@ -131,7 +141,7 @@ def test_pagetable_and_info_mem_are_of_the_selected_vcpu(target: MachineTarget) 
     lines = monitor(target, "info mem").splitlines()
     for line in lines:
         assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16} [0-9a-f]{16} [u-]r[w-]", line)
-    target.select(2)
+    target.select(_vcpu(2))
     assert any(row["start"].startswith("0xffff") for row in rows(target, "pagetable"))
     assert monitor(target, "info mem").splitlines() != lines
     tlb = monitor(target, "info tlb").splitlines()
@@ -149,7 +159,7 @@ def test_without_an_svsm(machine: Machine) -> None:
     assert rows(target, "calls") == rows(target, "modules") == []
     assert [row["state"] for row in rows(target, "vcpus")] == ["running", "not started"]
     assert rows(target, "ghcb")[0]["gpa"] == "not registered"
-    target.select(2)
+    target.select(_vcpu(2))
     assert "Cannot access memory" in monitor(target, "x 0")
     with pytest.raises(TargetError, match="not started"):
         rows(target, "pagetable")
@@ -165,25 +175,59 @@ def test_which_vcpu(target: MachineTarget) -> None:
     """gdb does not say that another thread was selected before it has to know its registers."""
     assert monitor(target, "cpu") == "vCPU 0 at VMPL2, the selected thread's\n"
     assert monitor(target, "cpu 1") == "vCPU 1 at VMPL0, chosen here\n"
-    target.select(1)
+    target.select(_vcpu(1))
     assert monitor(target, "info registers").startswith("\nCPU#1\n")
     assert "for vCPU 1 at VMPL0" in monitor(target, "why 0")
     assert monitor(target, "cpu thread") == "vCPU 0 at VMPL2, the selected thread's\n"
     assert monitor(target, "info registers").startswith("\nCPU#0\n")
 
 
+def test_a_world_that_does_not_run_is_looked_at(target: MachineTarget) -> None:
+    target.select(ThreadId(1, 1))
+    assert monitor(target, "cpu") == "vCPU 0 at VMPL0, the selected thread's\n"
+    cr3 = target.read_register(ThreadId(1, 1), "cr3")
+    assert f"CR3={cr3:016x}" in monitor(target, "info registers")
+    assert cr3 != register(target, "cr3")
+
+
+def test_a_program_is_looked_at(target: MachineTarget) -> None:
+    """By its own page tables, wherever a vCPU has them loaded."""
+    programs = [t.id for t in target.process_threads() if t.id.pid > 16]
+    assert programs
+    for thread in programs:
+        target.select(thread)
+        code = target.read_memory(thread, 0x400000, 16)
+        dump = " ".join(f"0x{byte:02x}" for byte in code[:8])
+        assert monitor(target, "x /8xb 0x400000") == f"{0x400000:016x}: {dump}\n"
+        assert monitor(target, "x /i 0x401000").startswith("0x00401000:  ")
+        place = monitor(target, "cpu")
+        if place.startswith("vCPU"):
+            gpa = int(monitor(target, "gva2gpa 0x400000").split()[1], 16)
+            assert target.read_physical_memory(gpa, 16) == code
+        else:
+            assert place == f"task {thread.pid - 16}, which no vCPU runs, the selected thread's\n"
+            with pytest.raises(TargetError, match="its page tables are not loaded"):
+                monitor(target, "walk 0x400000")
+            with pytest.raises(TargetError, match="its page tables are not loaded"):
+                rows(target, "pagetable")
+    target.select(ThreadId(9999, 1))
+    with pytest.raises(TargetError, match="not loaded"):
+        monitor(target, "info mem")
+    assert "Cannot access memory" in monitor(target, "x 0x400000")
+
+
 def test_registers_are_those_of_gdb(target: MachineTarget) -> None:
     text = monitor(target, "info registers")
     values = dict(re.findall(r"\b([A-Z0-9]+) *=([0-9a-f]+)", text))
     for name in ("cr0", "cr2", "cr3", "cr4", "efer", "dr6", "dr7"):
-        assert int(values[name.upper()], 16) == target.read_register(1, name)
-    rax, rbx = target.read_registers(1)[:8], target.read_registers(1)[8:16]
+        assert int(values[name.upper()], 16) == register(target, name)
+    rax, rbx = target.read_registers(_vcpu(1))[:8], target.read_registers(_vcpu(1))[8:16]
     assert int(values["RAX"], 16) == int.from_bytes(rax, "little")
     assert int(values["RBX"], 16) == int.from_bytes(rbx, "little")
 
 
 def test_memory_dumps(target: MachineTarget, machine: Machine) -> None:
-    cr3 = target.read_register(1, "cr3") & ~C_BIT
+    cr3 = register(target, "cr3") & ~C_BIT
     first = machine.silicon.memory.read_u64(cr3)
     expected = f"{cr3:016x}: 0x{first:016x}\n"
     assert monitor(target, f"xp /gx {cr3:#x}") == expected
@@ -225,7 +269,7 @@ _words = st.one_of(st.sampled_from(_WORDS), st.text(max_size=6))
 def test_whatever_is_typed(machine: Machine, data: st.DataObject) -> None:
     """Text or a TargetError, and never much of it."""
     target = MachineTarget(machine)
-    target.select(data.draw(st.integers(1, 2)))
+    target.select(_vcpu(data.draw(st.integers(1, 2))))
     name = data.draw(st.sampled_from(sorted(target.monitor_commands)))
     arguments = data.draw(st.lists(_words, max_size=3))
     try:
@@ -288,7 +332,7 @@ def test_long_tables_have_an_end() -> None:
     for number, expected in ((osdata.MAX_ROWS, osdata.MAX_ROWS), (1 << 40, osdata.MAX_ROWS + 1)):
         client = Client(Tables(number))
         client.ask(b"qXfer:osdata:read:t:0,10")
-        document = ET.fromstring(client.session._context.osdata)
+        document = ET.fromstring(client.session._context.document)
         assert len(document) == expected
         assert (cells(document)[-1] == ["...", "..."]) == (number > expected)
 

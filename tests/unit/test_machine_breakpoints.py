@@ -3,12 +3,12 @@
 
 import pytest
 
-from svsmd.gdbstub.machine_target import MachineTarget
-from svsmd.gdbstub.target import BreakpointKind, TargetError
+from svsmd.gdbstub.target import BreakpointKind, Stopped, TargetError, ThreadId
 from svsmd.slice_end import DebugEvent, Idle
 from svsmd.snp.exits import DebugReason
 from tests.agent_code import EQUAL, const, options, printf, reg
-from tests.unit.test_machine_target import CODE, HLT, Make, machine_of, make, run, ticks
+from tests.plain_target import PlainTarget
+from tests.unit.test_machine_target import CODE, HLT, Make, machine_of, make, register, run, ticks
 
 ROUNDS = 100
 LOOP = b"\xb9" + ROUNDS.to_bytes(4, "little") + bytes.fromhex("48 ff c0 90 ff c9 75 f8") + HLT
@@ -19,7 +19,7 @@ RAX_IS_10 = options(reg("rax") + const(10) + bytes([EQUAL]))
 __all__ = ["make"]
 
 
-def table(target: MachineTarget) -> str:
+def table(target: PlainTarget) -> str:
     return target.monitor_commands["breakpoints"].run([])
 
 
@@ -83,3 +83,30 @@ def test_physical_and_linear_are_two(make: Make) -> None:
     assert isinstance(run(target), DebugEvent)
     target.remove_breakpoint(SOFTWARE, AT)
     assert isinstance(run(target), Idle)
+
+
+def test_breakpoints_of_processes(make: Make) -> None:
+    """The guest is at VMPL0, and so process 1; one that is another's is passed, by steps, too."""
+    target = make(LOOP)
+    whole, me = target.whole, ThreadId(1, 1)
+    whole.insert_breakpoint(3, SOFTWARE, AT)
+    whole.insert_breakpoint(17, SOFTWARE, AT)
+    whole.insert_breakpoint(1, SOFTWARE, AT, RAX_IS_10)
+    for _ in range(2):
+        assert whole.step(me) == Stopped(1, pid=1)
+        assert not whole.arrived(me)
+    assert run(target) == DebugEvent(0, DebugReason.BREAKPOINT, AT)
+    assert register(target, "rax") == 10
+    line = "0x0000000000100008: process {}, software, {}\n"
+    assert table(target) == "".join(
+        (
+            line.format(1, "1 hit, 10 evaluations of its condition"),
+            line.format(3, "0 hits"),
+            line.format(17, "0 hits"),
+        )
+    )
+    assert whole.arrived(me)
+    assert not whole.arrived(ThreadId(3, 1)), "it does not execute"
+    whole.remove_breakpoint(1, SOFTWARE, AT)
+    assert isinstance(run(target), Idle)
+    assert table(target).splitlines()[1] == line.format(3, "0 hits").rstrip()

@@ -12,7 +12,6 @@ from elftools.elf.sections import SymbolTableSection
 from svsmd.config import MIB, MachineConfig
 from svsmd.core.port import IMAGE_MAP
 from svsmd.errors import ExitCode
-from svsmd.gdbstub.machine_target import MachineTarget
 from svsmd.gdbstub.target import BreakpointKind, Signal, Stopped
 from svsmd.host.layout import SvsmRegion
 from svsmd.images import image_path
@@ -21,6 +20,7 @@ from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.rmp import GUEST_ASID, RmpUpdate
 from svsmd.snp.types import PAGE_SIZE, Gpa, Spa
+from tests.plain_target import PlainTarget
 
 NCPUS = 2
 
@@ -93,9 +93,9 @@ def test_host_takes_a_page_of_the_svsm(machine: Machine, symbols: dict[str, int]
     assert list(end.report) == lines
 
 
-def stop_at(machine: Machine, address: int, times: int = 1) -> tuple[MachineTarget, int]:
+def stop_at(machine: Machine, address: int, times: int = 1) -> tuple[PlainTarget, int]:
     """The nth time that some vCPU is about to execute an instruction; the vCPU as a thread."""
-    target = MachineTarget(machine)
+    target = PlainTarget(machine)
     target.insert_breakpoint(BreakpointKind.SOFTWARE, address)
     vcpu = 0
     for _ in range(times):

@@ -11,8 +11,8 @@ import pytest
 
 from svsmd.config import MIB, MachineConfig
 from svsmd.errors import ExitCode
-from svsmd.gdbstub.machine_target import MachineTarget
 from svsmd.gdbstub.target import (
+    ANY_WORLD,
     G_LAYOUT,
     NO_SYSCALL,
     BreakpointKind,
@@ -21,9 +21,12 @@ from svsmd.gdbstub.target import (
     Stopped,
     StopReason,
     SupportsBreakpoints,
+    SupportsFiles,
     SupportsMonitor,
+    SupportsProcesses,
     SupportsWatchpoints,
     TargetError,
+    ThreadId,
     WatchpointKind,
 )
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS, SYSTEM_REGISTERS
@@ -37,6 +40,7 @@ from svsmd.slice_end import Stopped as SliceStopped
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.types import C_BIT, Gpa
 from svsmd.snp.vmsa import Vmsa
+from tests.plain_target import PlainTarget
 
 CODE = 0x10_0000
 AP_CODE = CODE + 0x800
@@ -75,12 +79,12 @@ class TwoVcpus(Machine):
         return replace(plan, ranges=tuple(ranges), vmsas=(*plan.vmsas, second))
 
 
-Make = Callable[..., MachineTarget]
+Make = Callable[..., PlainTarget]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def build(code: bytes, second: bytes | None = None, cpus: int = 1) -> MachineTarget:
+    def build(code: bytes, second: bytes | None = None, cpus: int = 1) -> PlainTarget:
         path = tmp_path / "kernel"
         kind = Machine
         if second is not None:
@@ -90,33 +94,33 @@ def make(tmp_path: Path) -> Make:
         config = MachineConfig(
             seed=b"test", rtc=0, kernel=path, svsm=False, guest_vmpl=0, memory=MEMORY, cpus=cpus
         )
-        target = MachineTarget(kind(config))
-        machines[target] = target._machine
+        target = PlainTarget(kind(config))
+        machines[target] = target.machine
         return target
 
     machines.clear()
     return build
 
 
-machines: dict[MachineTarget, Machine] = {}
+machines: dict[PlainTarget, Machine] = {}
 
 
-def machine_of(target: MachineTarget) -> Machine:
+def machine_of(target: PlainTarget) -> Machine:
     return machines[target]
 
 
-def register(target: MachineTarget, name: str, tid: int = 1) -> int:
+def register(target: PlainTarget, name: str, tid: int = 1) -> int:
     if name in SYSTEM_REGISTERS:
         return target.read_register(tid, name)
     span = G_SPANS[REGISTER_NUMBERS[name]]
     return int.from_bytes(target.read_registers(tid)[span], "little")
 
 
-def ticks(target: MachineTarget) -> int:
+def ticks(target: PlainTarget) -> int:
     return machine_of(target).clock_now
 
 
-def run(target: MachineTarget, limit: int = 1_000_000) -> SliceEnd:
+def run(target: PlainTarget, limit: int = 1_000_000) -> SliceEnd:
     """Until something other than the end of a slice."""
     while True:
         end = machine_of(target).run_slice(100_000)
@@ -128,10 +132,12 @@ def run(target: MachineTarget, limit: int = 1_000_000) -> SliceEnd:
 
 
 def test_protocols(make: Make) -> None:
-    target = make(HLT)
+    target = make(HLT).whole
     assert isinstance(target, SupportsBreakpoints)
     assert isinstance(target, SupportsWatchpoints)
     assert isinstance(target, SupportsMonitor)
+    assert isinstance(target, SupportsProcesses)
+    assert isinstance(target, SupportsFiles)
 
 
 @pytest.mark.parametrize("activity", Activity)
@@ -141,9 +147,9 @@ def test_threads(make: Make, activity: Activity) -> None:
     assert world is not None
     world.activity = activity
     first, second = target.threads()
-    assert (first.tid, first.name) == (1, "vcpu0")
+    assert (first.id, first.name) == (ThreadId(ANY_WORLD, 1), "vcpu0")
     assert first.info.startswith("VMPL0, ")
-    assert (second.tid, second.info) == (2, "not started")
+    assert (second.id.tid, second.info) == (2, "not started")
 
 
 def test_registers_at_the_entry(make: Make) -> None:
@@ -635,14 +641,14 @@ def test_stepping_into_another_vmpl() -> None:
     """The step that leaves the SVSM ends before the guest's first instruction."""
     config = MachineConfig(seed=b"test", rtc=0, memory=64 * MIB)
     entry = load_elf(image_path("demo").read_bytes(), (range(64 * MIB),)).entry
-    first = MachineTarget(machine := Machine(config))
+    first = PlainTarget(machine := Machine(config))
     first.insert_breakpoint(BreakpointKind.SOFTWARE, entry)
     while not isinstance(machine.run_slice(), DebugEvent):
         pass
     assert first.read_register(1, "vmpl") == 2
     arrived = machine.clock_now
 
-    target = MachineTarget(machine := Machine(config))
+    target = PlainTarget(machine := Machine(config))
     while machine.clock_now < arrived - 50:
         machine.run_slice(arrived - 50 - machine.clock_now)
     assert target.read_register(1, "vmpl") == 0
@@ -655,7 +661,7 @@ def test_stepping_into_another_vmpl() -> None:
 # -- monitor ------------------------------------------------------------------------------
 
 
-def monitor(target: MachineTarget, line: str) -> str:
+def monitor(target: PlainTarget, line: str) -> str:
     name, *arguments = line.split()
     text = target.monitor_commands[name].run(arguments)
     assert text.endswith("\n")

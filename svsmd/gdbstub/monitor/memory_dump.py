@@ -129,8 +129,7 @@ def _instructions(view: MachineView, address: int, count: int, read: Read) -> It
     # Takes 20 ms to import, which most sessions never need.
     import capstone
 
-    view.processor()
-    bits = view.machine.silicon.registers.code_bits
+    bits = view.code_bits()
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
     engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
     engine.syntax = capstone.CS_OPT_SYNTAX_ATT

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from svsmd.gdbstub.machine_view import ACTIVITY, MachineView, number
+from svsmd.gdbstub.machine_view import MachineView, number
 from svsmd.gdbstub.target import MonitorCommand, TargetError
+from svsmd.gdbstub.world_view import ACTIVITY
 from svsmd.snp.types import PAGE_SIZE
 from svsmd.snp.vmsa import Vmsa
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Breakpoints and watchpoints: packets Z0 to Z4 and z0 to z4.
 
+They belong to the process of the thread that `Hg` has selected; gdb selects one before each.
+
 Inserting what is there and removing what is not there is no error, as the protocol demands; the
 machine is asked once for each, and again for a breakpoint whose conditions or commands have
 changed.
@@ -51,22 +53,23 @@ def insert(ctx: Context, args: bytes) -> bytes:
     type_, where, options = _parse(args)
     target = ctx.target
     if type_ in _BREAKPOINT_KINDS and isinstance(target, SupportsBreakpoints):
-        kind, address, physical = key = _BREAKPOINT_KINDS[type_], _address(where), ctx.physical
+        kind, address = _BREAKPOINT_KINDS[type_], _address(where)
+        key = ctx.general.pid, kind, address, ctx.physical
         old = ctx.breakpoints.get(key)
         if old is None:
             _check_room(ctx.breakpoints)
         if options != old:
             _check_options(ctx, options)
-            target.insert_breakpoint(kind, address, options, physical=physical)
+            target.insert_breakpoint(ctx.general.pid, kind, address, options, physical=ctx.physical)
             ctx.breakpoints[key] = options
         return OK
     if options is not NO_OPTIONS:
         raise PacketError(Errno.INVALID, "only breakpoints have conditions and commands")
     if type_ in _WATCHPOINT_KINDS and isinstance(target, SupportsWatchpoints):
-        watchpoint = (_WATCHPOINT_KINDS[type_], *_range(where))
+        watchpoint = (ctx.general.pid, _WATCHPOINT_KINDS[type_], *_range(where))
         if watchpoint not in ctx.watchpoints:
             _check_room(ctx.watchpoints)
-            target.insert_watchpoint(*watchpoint)
+            target.insert_watchpoint(ctx.general, *watchpoint[1:])
             ctx.watchpoints.add(watchpoint)
         return OK
     return UNSUPPORTED
@@ -77,13 +80,12 @@ def remove(ctx: Context, args: bytes) -> bytes:
     type_, where, _ = _parse(args)
     target = ctx.target
     if type_ in _BREAKPOINT_KINDS and isinstance(target, SupportsBreakpoints):
-        kind, address, physical = key = _BREAKPOINT_KINDS[type_], _address(where), ctx.physical
+        key = ctx.general.pid, _BREAKPOINT_KINDS[type_], _address(where), ctx.physical
         if key in ctx.breakpoints:
-            del ctx.breakpoints[key]
-            target.remove_breakpoint(kind, address, physical=physical)
+            _remove_breakpoint(ctx, target, key)
         return OK
     if type_ in _WATCHPOINT_KINDS and isinstance(target, SupportsWatchpoints):
-        watchpoint = (_WATCHPOINT_KINDS[type_], *_range(where))
+        watchpoint = (ctx.general.pid, _WATCHPOINT_KINDS[type_], *_range(where))
         if watchpoint in ctx.watchpoints:
             ctx.watchpoints.remove(watchpoint)
             target.remove_watchpoint(*watchpoint)
@@ -91,19 +93,27 @@ def remove(ctx: Context, args: bytes) -> bytes:
     return UNSUPPORTED
 
 
-def remove_all(ctx: Context) -> None:
-    """Take out everything that the client has left behind."""
+def remove_all(ctx: Context, pid: int | None = None) -> None:
+    """Take out everything that the client has left behind, or what it has in one process."""
     target = ctx.target
     if isinstance(target, SupportsBreakpoints):
-        for kind, address, physical in ctx.breakpoints:
-            target.remove_breakpoint(kind, address, physical=physical)
-        target.forget_removed_breakpoints()
-        target.take_output()  # for nobody
-    if isinstance(target, SupportsWatchpoints):
-        for watchpoint in ctx.watchpoints:
+        for key in [key for key in ctx.breakpoints if pid in (None, key[0])]:
+            _remove_breakpoint(ctx, target, key)
+        if pid is None:
+            target.forget_removed_breakpoints()
+            target.take_output()  # for nobody
+    for watchpoint in [w for w in ctx.watchpoints if pid in (None, w[0])]:
+        ctx.watchpoints.remove(watchpoint)
+        if isinstance(target, SupportsWatchpoints):
             target.remove_watchpoint(*watchpoint)
-    ctx.breakpoints.clear()
-    ctx.watchpoints.clear()
+
+
+def _remove_breakpoint(
+    ctx: Context, target: SupportsBreakpoints, key: tuple[int, BreakpointKind, int, bool]
+) -> None:
+    del ctx.breakpoints[key]
+    pid, kind, address, physical = key
+    target.remove_breakpoint(pid, kind, address, physical=physical)
 
 
 def _parse(args: bytes) -> tuple[bytes, bytes, Options]:

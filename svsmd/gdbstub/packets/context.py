@@ -13,7 +13,22 @@ from enum import Enum
 from typing import Final
 
 from svsmd.gdbstub.agent.packet import Options
-from svsmd.gdbstub.target import BreakpointKind, StopEvent, Target, WatchpointKind
+from svsmd.gdbstub.target import (
+    ANY_WORLD,
+    BreakpointKind,
+    Exited,
+    Signal,
+    StopEvent,
+    Stopped,
+    SupportsProcesses,
+    Target,
+    Thread,
+    ThreadId,
+    WatchpointKind,
+)
+
+MAX_SEEN: Final = 256
+"""Processes that have ended, and are remembered as long as the client may ask for them."""
 
 OK: Final = b"OK"
 UNSUPPORTED: Final = b""
@@ -27,10 +42,14 @@ _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 class Errno(Enum):
     """Numbers of error replies for clients that take no text: Linux errno values."""
 
+    NO_SUCH_FILE = 2
     NO_SUCH_THREAD = 3
+    BAD_FILE = 9
+    ACCESS = 13
     FAULT = 14
     BUSY = 16
     INVALID = 22
+    TOO_MANY_FILES = 24
     NO_SPACE = 28
 
 
@@ -59,37 +78,164 @@ class Context:
     target: Target
     last_stop: StopEvent
     """How the machine stands, or how it stood before it was resumed."""
-    general_tid: int
+    general: ThreadId
     """The thread that registers and memory belong to (`Hg`)."""
-    step_tid: int | None = None
+    user_thread: ThreadId | None = None
+    """The thread that the user looks at, if the client has said so otherwise than by `Hg`."""
+    step_thread: ThreadId | None = None
     """The thread of the legacy packet `s` (`Hc`); None: the one that stopped."""
+    resumed: ThreadId | None = None
+    """What the client resumed last, tid 0 for a whole process; None for everything."""
+    has_resumed: bool = False
+    listings: int = 0
+    """Lists of threads since the last stop."""
+    quiet: int | None = None
+    """The process that the client found stopped when it came, and has not resumed yet.
+
+    gdb 13 shows no stop there before that, and waits for ever: its `stop_soon` is only reset when
+    the inferior that was the current one is resumed.
+    """
+    stale: set[ThreadId] = field(default_factory=set)
+    """Threads whose stop was reported, and that the client has not resumed since.
+
+    Another stop there is an internal error of gdb 13 (`find_inline_frame_state (thread) == NULL`).
+    """
+    stepping: ThreadId | None = None
+    """The thread whose step needs others to run (`SupportsProcesses`)."""
     running: bool = False
     client_features: frozenset[bytes] = frozenset()
     """What the client said in qSupported, such as b"swbreak+"."""
-    breakpoints: dict[tuple[BreakpointKind, int, bool], Options] = field(default_factory=dict)
-    """By kind, address, and whether that is a guest-physical one."""
-    watchpoints: set[tuple[WatchpointKind, int, int]] = field(default_factory=set)
+    breakpoints: dict[tuple[int, BreakpointKind, int, bool], Options] = field(default_factory=dict)
+    """By process, kind, address, and whether that is a guest-physical one."""
+    watchpoints: set[tuple[int, WatchpointKind, int, int]] = field(default_factory=set)
+    """Process, kind, address and length of each."""
     console: list[bytes] = field(default_factory=list)
     """Console packets that go out before the reply."""
     physical: bool = False
     """Addresses are guest-physical ones (`Qqemu.PhyMemMode:1`)."""
-    osdata: bytes = b""
-    """The document of the qXfer:osdata:read transfer under way."""
-    threads_xml: bytes = b""
-    """The document of the qXfer:threads:read transfer under way."""
+    document: bytes = b""
+    """The document of the transfer (qXfer) under way, if it is one that changes: it must not do so
+    between the parts of one transfer."""
+    files: dict[int, bytes] = field(default_factory=dict)
+    """What is open (vFile), by descriptor."""
+    seen: dict[int, Thread] = field(default_factory=dict)
+    """One thread of each process that the client was told of, by pid."""
+    detached: set[int] = field(default_factory=set)
+    """Processes that the client has detached from."""
 
     def say(self, text: str) -> None:
         """Show the user a line before the reply."""
         self.console.append(b"O" + f"{text}\n".encode().hex().encode())
 
-    def check_tid(self, tid: int) -> int:
-        """`tid`, if there is such a thread. Raises `PacketError`."""
-        if tid == self.general_tid:  # so for every step of a series
-            return tid
-        for thread in self.target.threads():
-            if thread.tid == tid:
-                return tid
-        raise PacketError(Errno.NO_SUCH_THREAD, f"no thread {tid}")
+    @property
+    def selected(self) -> ThreadId:
+        """The thread that commands and tables are about."""
+        return self.user_thread or self.general
+
+    @property
+    def processes(self) -> SupportsProcesses | None:
+        """The target's processes, if the client knows what that is."""
+        target = self.target
+        if b"multiprocess+" in self.client_features and isinstance(target, SupportsProcesses):
+            return target
+        return None
+
+    def all_threads(self) -> list[Thread]:
+        """What the client may ask for.
+
+        gdb 13 never forgets a process whose threads are gone, it asks for their registers and has
+        breakpoints to remove. So one that has ended stays in the list, and says so.
+        """
+        processes = self.processes
+        if processes is None:
+            return list(self.target.threads())
+        threads = [t for t in processes.process_threads() if t.id.pid not in self.detached]
+        there = {thread.id.pid for thread in threads}
+        for thread in threads:
+            if thread.id.pid in self.seen:
+                self.seen[thread.id.pid] = thread
+        gone = [pid for pid in self.seen if pid not in there and pid not in self.detached]
+        for pid in gone[:-MAX_SEEN]:
+            del self.seen[pid]
+        for pid in gone[-MAX_SEEN:]:
+            ended = self.seen[pid]
+            threads.append(Thread(ended.id, ended.name, "has ended"))
+        return threads
+
+    def list_threads(self) -> list[Thread]:
+        """What a list of threads has, when the client asks for one.
+
+        gdb 13 asks once at each stop, and switches to a process that it finds then, forgetting why
+        it has stopped. So those that have begun since are in the next list, which its user asks
+        for, unless it is they who have stopped.
+        """
+        self.listings += 1
+        threads = self.all_threads()
+        if self.processes is None:
+            return threads
+        if self.has_resumed and self.listings == 1:
+            threads = [thread for thread in threads if thread.id.pid in self.seen]
+        for thread in threads:
+            self.seen.setdefault(thread.id.pid, thread)
+        return threads
+
+    def first_thread(self) -> ThreadId:
+        """Some thread, if there is nothing else to go by."""
+        return (self.all_threads() or self.target.threads())[0].id
+
+    def check_thread(self, thread: ThreadId) -> ThreadId:
+        """`thread`, if there is such a one; tid 0 is any of its process. Raises `PacketError`."""
+        if thread == self.general:  # so for every step of a series
+            return thread
+        for other in self.all_threads():
+            if other.id == thread or (other.id.pid == thread.pid and not thread.tid):
+                return other.id
+        raise PacketError(Errno.NO_SUCH_THREAD, f"no thread {thread.pid}.{thread.tid}")
+
+    def show(self, event: StopEvent) -> StopEvent:
+        """The same stop, as one of a thread that the client sees."""
+        processes = self.processes
+        if processes is None or isinstance(event, Exited):
+            return event
+        if event.pid == ANY_WORLD:
+            event = processes.name_process(event)
+        resumed = self.resumed
+        if resumed is not None and resumed.pid != event.pid and self._is_elsewhere(event):
+            return self._show_resumed(event, resumed)
+        return self._show_attached(event)
+
+    def _is_elsewhere(self, event: Stopped) -> bool:
+        """Whether the client is better told of a stop of the process that it resumed."""
+        unready = event.pid == self.quiet or event.thread in self.stale
+        return event.signal is Signal.SIGINT or unready
+
+    def _show_resumed(self, event: Stopped, resumed: ThreadId) -> Stopped:
+        """A stop that no thread caused, or that the client would not show: of what it resumed."""
+        try:
+            thread = self.check_thread(resumed)
+        except PacketError:
+            return self._show_attached(event)
+        if event.signal is not Signal.SIGINT:
+            self.say(
+                f"stopped in thread {event.tid} of process {event.pid}, "
+                "which was not resumed: see there, or `set schedule-multiple on`"
+            )
+        return Stopped(thread.tid, event.signal, words=event.words, pid=thread.pid)
+
+    def _show_attached(self, event: Stopped) -> Stopped:
+        """A stop of a process that the client has detached from is one of a neighbour."""
+        if event.pid not in self.detached:
+            return event
+        threads = self.all_threads()
+        near = [t for t in threads if t.core == event.tid - 1 and t.id.tid == event.tid]
+        instead = (near or threads)[0].id if threads else event.thread
+        return Stopped(instead.tid, event.signal, words=event.words, pid=instead.pid)
+
+    def format(self, thread: ThreadId) -> bytes:
+        """A thread id as the client writes it."""
+        if thread.pid == ANY_WORLD:
+            return b"%x" % thread.tid
+        return b"p%x.%x" % thread
 
 
 Reply = bytes | Action
@@ -122,8 +268,28 @@ def parse_address_length(text: bytes) -> tuple[int, int]:
     return start, nbytes
 
 
-def parse_tid(text: bytes) -> int | None:
-    """A thread id; None for "all" (-1) and "any" (0). Raises `PacketError`."""
+def parse_thread(ctx: Context, text: bytes) -> ThreadId | None:
+    """A thread id; None for "all" (-1) and "any" (0), tid 0 for those of one process.
+
+    `TID`, or `pPID`, `pPID.TID` for clients that know processes. Raises `PacketError`.
+    """
     if text == b"-1":
         return None
-    return parse_hex(text) or None
+    if ctx.processes is None:
+        tid = parse_hex(text)
+        return ThreadId(ANY_WORLD, tid) if tid else None
+    if not text.startswith(b"p"):
+        if parse_hex(text):
+            raise PacketError(Errno.INVALID, "a thread id without a process")
+        return None
+    pid_text, dot, tid_text = text[1:].partition(b".")
+    tid = 0 if not dot or tid_text == b"-1" else parse_hex(tid_text)
+    pid = 0 if pid_text == b"-1" else parse_hex(pid_text)
+    if not pid and tid:
+        raise PacketError(Errno.INVALID, "a thread of any process")
+    return ThreadId(pid, tid) if pid else None
+
+
+def parse_pid(text: bytes) -> int:
+    """A process id. Raises `PacketError`."""
+    return parse_hex(text)

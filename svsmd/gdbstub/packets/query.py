@@ -21,16 +21,25 @@ from svsmd.gdbstub.packets.context import (
     PacketError,
     Reply,
     parse_hex,
-    parse_tid,
+    parse_thread,
 )
 from svsmd.gdbstub.rsp import MAX_BODY, MAX_PACKET
-from svsmd.gdbstub.target import SupportsBreakpoints, SupportsEvents, SupportsTables
+from svsmd.gdbstub.target import (
+    Stopped,
+    SupportsBreakpoints,
+    SupportsEvents,
+    SupportsFiles,
+    SupportsTables,
+    Thread,
+    ThreadId,
+)
 from svsmd.gdbstub.target_xml import TARGET_XML
 
 
 def supported(ctx: Context, args: bytes) -> bytes:
     """`qSupported:FEATURE;...`: take note of the client's features and tell ours."""
     # Extensions of gdb ask again, in words of their own: what gdb has said goes on to hold.
+    knew_processes = ctx.processes is not None
     ctx.client_features |= frozenset(args[1:].split(b";"))
     features = [
         b"PacketSize=%x" % MAX_PACKET,
@@ -49,7 +58,18 @@ def supported(ctx: Context, args: bytes) -> bytes:
         features.append(b"qXfer:osdata:read+")
     if isinstance(ctx.target, SupportsEvents):
         features.append(b"QPassSignals+")
+    if ctx.processes is not None:
+        features.append(b"multiprocess+")
+        if not knew_processes:
+            ctx.general = _thread_of_stop(ctx)
+    if isinstance(ctx.target, SupportsFiles) and ctx.processes is not None:
+        features.append(b"qXfer:exec-file:read+")
     return b";".join(features)
+
+
+def _thread_of_stop(ctx: Context) -> ThreadId:
+    shown = ctx.show(ctx.last_stop)
+    return shown.thread if isinstance(shown, Stopped) else ctx.first_thread()
 
 
 def start_no_ack_mode(ctx: Context, args: bytes) -> Reply:
@@ -64,33 +84,51 @@ def attached(ctx: Context, args: bytes) -> bytes:
 
 def select_thread(ctx: Context, args: bytes) -> bytes:
     """`H g TID` for registers and memory, `H c TID` for the packets c and s."""
-    operation, tid = args[:1], parse_tid(args[1:])
-    if tid is not None:
-        ctx.check_tid(tid)
+    operation, thread = args[:1], parse_thread(ctx, args[1:])
+    if thread is not None:
+        thread = ctx.check_thread(thread)
     if operation == b"g":
-        if tid is not None:
-            ctx.general_tid = tid
+        if thread is not None:
+            ctx.general, ctx.user_thread = thread, None
         return OK
     if operation == b"c":
-        ctx.step_tid = tid
+        ctx.step_thread = thread
         return OK
     raise PacketError(Errno.INVALID, "malformed packet")
 
 
 def current_thread(ctx: Context, args: bytes) -> bytes:
     """`qC`."""
-    return b"QC%x" % ctx.general_tid
+    return b"QC" + ctx.format(ctx.general)
+
+
+def _one_thread(ctx: Context, text: bytes) -> ThreadId:
+    thread = parse_thread(ctx, text)
+    if thread is None:
+        raise PacketError(Errno.NO_SUCH_THREAD, "not the id of one thread")
+    return ctx.check_thread(thread)
 
 
 def thread_alive(ctx: Context, args: bytes) -> bytes:
-    """`T TID`."""
-    ctx.check_tid(parse_hex(args))
+    """`T TID`: so gdb begins to execute `thread`; `Hg` follows if it needs registers."""
+    ctx.user_thread = _one_thread(ctx, args)
     return OK
+
+
+def symbols(ctx: Context, args: bytes) -> bytes:
+    """`qSymbol`: there are none that the stub wants to know.
+
+    gdb asks that once, when it has read the symbols of a process, which it has selected for that.
+    Its user still looks at the thread that stopped.
+    """
+    if isinstance(ctx.last_stop, Stopped) and ctx.processes is not None:
+        ctx.user_thread = ctx.last_stop.thread
+    return UNSUPPORTED
 
 
 def first_threads(ctx: Context, args: bytes) -> bytes:
     """`qfThreadInfo`: all of them at once."""
-    return b"m" + b",".join(b"%x" % thread.tid for thread in ctx.target.threads())
+    return b"m" + b",".join(ctx.format(thread.id) for thread in ctx.list_threads())
 
 
 def more_threads(ctx: Context, args: bytes) -> bytes:
@@ -100,11 +138,9 @@ def more_threads(ctx: Context, args: bytes) -> bytes:
 
 def thread_extra_info(ctx: Context, args: bytes) -> bytes:
     """`qThreadExtraInfo,TID`: for clients that do not read the thread list."""
-    tid = parse_hex(args[1:])
-    for thread in ctx.target.threads():
-        if thread.tid == tid:
-            return f"{thread.name}: {thread.info}".encode().hex().encode()
-    raise PacketError(Errno.NO_SUCH_THREAD, f"no thread {tid}")
+    id_ = _one_thread(ctx, args[1:])
+    thread = next(thread for thread in ctx.all_threads() if thread.id == id_)
+    return f"{thread.name}: {thread.info}".encode().hex().encode()
 
 
 def transfer(ctx: Context, args: bytes) -> bytes:
@@ -112,7 +148,7 @@ def transfer(ctx: Context, args: bytes) -> bytes:
     object_, _, rest = args[1:].partition(b":")
     operation, _, rest = rest.partition(b":")
     annex, _, where = rest.partition(b":")
-    if operation != b"read" or object_ not in (b"features", b"threads", b"osdata"):
+    if operation != b"read" or object_ not in (b"features", b"threads", b"exec-file", b"osdata"):
         return UNSUPPORTED
     offset_text, _, length_text = where.partition(b",")
     offset, length = parse_hex(offset_text), parse_hex(length_text)
@@ -120,27 +156,41 @@ def transfer(ctx: Context, args: bytes) -> bytes:
         if annex != b"target.xml":
             raise PacketError(Errno.INVALID, "there is only target.xml")
         document = TARGET_XML
+    elif object_ == b"exec-file":
+        document = _executable(ctx, annex)
     elif object_ == b"osdata":
         if not isinstance(ctx.target, SupportsTables):
             return UNSUPPORTED
         if offset == 0:
-            ctx.osdata = osdata.document(ctx, ctx.target, annex)
-        document = ctx.osdata
+            ctx.document = osdata.document(ctx, ctx.target, annex)
+        document = ctx.document
     else:
-        # The list must not change between the parts of one transfer.
         if offset == 0:
-            ctx.threads_xml = _threads_xml(ctx)
-        document = ctx.threads_xml
+            ctx.document = _threads_xml(ctx)
+        document = ctx.document
     end = offset + min(length, MAX_BODY - 1)
     return (b"m" if end < len(document) else b"l") + document[offset:end]
 
 
+def _executable(ctx: Context, annex: bytes) -> bytes:
+    """Name of the file of process `annex`, or of the current one; empty if there is none."""
+    if not isinstance(ctx.target, SupportsFiles) or ctx.processes is None:
+        raise PacketError(Errno.INVALID, "there are no processes")
+    pid = parse_hex(annex) if annex else ctx.general.pid
+    return (ctx.target.executable(pid) or "").encode()
+
+
 def _threads_xml(ctx: Context) -> bytes:
-    threads = "".join(
-        f'<thread id="{thread.tid:x}" name="{escape(thread.name)}">{escape(thread.info)}</thread>'
-        for thread in ctx.target.threads()
-    )
+    threads = "".join(_thread_xml(ctx, thread) for thread in ctx.list_threads())
     return f'<?xml version="1.0"?><threads>{threads}</threads>'.encode()
+
+
+def _thread_xml(ctx: Context, thread: Thread) -> str:
+    core = f' core="{thread.core}"' if thread.core is not None else ""
+    return (
+        f'<thread id="{ctx.format(thread.id).decode()}" name="{escape(thread.name)}"{core}>'
+        f"{escape(thread.info)}</thread>"
+    )
 
 
 HANDLERS: Final[Mapping[bytes, Handler]] = {
@@ -153,5 +203,6 @@ HANDLERS: Final[Mapping[bytes, Handler]] = {
     b"qfThreadInfo": first_threads,
     b"qsThreadInfo": more_threads,
     b"qThreadExtraInfo": thread_extra_info,
+    b"qSymbol": symbols,
     b"qXfer": transfer,
 }

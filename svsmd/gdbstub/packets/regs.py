@@ -24,7 +24,7 @@ from svsmd.gdbstub.target_xml import G_REGISTERS, G_SPANS, REGISTERS, Register
 
 def read_all(ctx: Context, args: bytes) -> bytes:
     """`g`: the registers of `G_LAYOUT`."""
-    return ctx.target.read_registers(ctx.general_tid).hex().encode()
+    return ctx.target.read_registers(ctx.general).hex().encode()
 
 
 def write_all(ctx: Context, args: bytes) -> bytes:
@@ -32,7 +32,7 @@ def write_all(ctx: Context, args: bytes) -> bytes:
     new = parse_hex_data(args)
     if len(new) != G_LAYOUT.size:
         raise PacketError(Errno.INVALID, f"need {G_LAYOUT.size} bytes of registers")
-    old = ctx.target.read_registers(ctx.general_tid)
+    old = ctx.target.read_registers(ctx.general)
     for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
         if new[span] != old[span]:
             _write(ctx, register, new[span])
@@ -43,8 +43,10 @@ def read_one(ctx: Context, args: bytes) -> bytes:
     """`p NUMBER`."""
     number, register = _register(args)
     if number < G_REGISTERS:
-        return ctx.target.read_registers(ctx.general_tid)[G_SPANS[number]].hex().encode()
-    value = ctx.target.read_register(ctx.general_tid, register.name)
+        return ctx.target.read_registers(ctx.general)[G_SPANS[number]].hex().encode()
+    value = ctx.target.read_register(ctx.general, register.name)
+    if value is None:  # unavailable
+        return b"xx" * register.nbytes
     return value.to_bytes(register.nbytes, "little").hex().encode()
 
 
@@ -71,7 +73,7 @@ def _write(ctx: Context, register: Register, data: bytes) -> None:
     # a system call. There is no such register in the machine: it keeps its value.
     if register.name != "orig_rax":
         value = int.from_bytes(data, "little")
-        ctx.target.write_register(ctx.general_tid, register.name, value)
+        ctx.target.write_register(ctx.general, register.name, value)
 
 
 HANDLERS: Final[Mapping[bytes, Handler]] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Execution: packets vCont, c, C, s, S, `?`, D, k, vKill, and stop replies.
+"""Execution: packets vCont, c, C, s, S, `?`, D, k, vAttach, vKill, and stop replies.
 
 The machine is all-stop: a step executes one instruction of one vCPU while the others stand still,
 synchronously; anything else that resumes a thread runs the whole machine. Signals given to C and S
@@ -15,7 +15,9 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from svsmd.gdbstub.packets.breakpoints import remove_all
 from svsmd.gdbstub.packets.context import (
+    OK,
     UNSUPPORTED,
     Action,
     Context,
@@ -24,7 +26,8 @@ from svsmd.gdbstub.packets.context import (
     PacketError,
     Reply,
     parse_hex,
-    parse_tid,
+    parse_pid,
+    parse_thread,
 )
 from svsmd.gdbstub.rsp import MAX_BODY
 from svsmd.gdbstub.target import (
@@ -34,6 +37,7 @@ from svsmd.gdbstub.target import (
     Stopped,
     StopReason,
     SupportsBreakpoints,
+    ThreadId,
 )
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
 
@@ -55,19 +59,26 @@ _RIP: Final = G_SPANS[REGISTER_NUMBERS["rip"]]
 
 _VCONT_ACTION: Final = re.compile(
     rb"(?P<kind>[cst]|[CS](?:[0-9a-fA-F]{2})|r(?P<start>[0-9a-fA-F]+),(?P<end>[0-9a-fA-F]+))"
-    rb"(?::(?P<tid>-1|[0-9a-fA-F]+))?"
+    rb"(?::(?P<thread>[-p.0-9a-fA-F]+))?"
 )
 
 
 def stop_reply(ctx: Context, event: StopEvent) -> bytes:
     """The body of the packet that reports `event`."""
     if isinstance(event, Exited):
-        return b"W%02x" % (event.code & 0xFF)
-    registers = ctx.target.read_registers(event.tid)
+        ended = b"W%02x" % (event.code & 0xFF)
+        # All processes are gone, but a stop is one of one process.
+        return ended if ctx.processes is None else ended + b";process:%x" % _ended_pid(ctx)
+    registers = ctx.target.read_registers(event.thread)
     expedited = b"".join(
         b"%b%b;" % (number, registers[span].hex().encode()) for number, span in _EXPEDITED
     )
-    return b"T%02x%bthread:%x;%b" % (event.signal, expedited, event.tid, _reason(ctx, event))
+    thread = ctx.format(event.thread)
+    return b"T%02x%bthread:%b;%b" % (event.signal, expedited, thread, _reason(ctx, event))
+
+
+def _ended_pid(ctx: Context) -> int:
+    return ctx.general.pid if ctx.resumed is None else ctx.resumed.pid
 
 
 def _reason(ctx: Context, event: Stopped) -> bytes:
@@ -87,10 +98,15 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
 
     What commands of breakpoints have printed until then is said first.
     """
-    ctx.last_stop = event
+    ctx.stepping = None
     ctx.console += console_output(ctx)
+    ctx.last_stop = event = ctx.show(event)
+    ctx.listings = 0
+    if isinstance(event, Exited) and ctx.processes is not None:
+        ctx.detached.add(_ended_pid(ctx))  # else the client would find it again
     if isinstance(event, Stopped):
-        ctx.general_tid = event.tid
+        ctx.general, ctx.user_thread = event.thread, None
+        _introduce(ctx, event.thread)
         if event.words:
             ctx.say(event.words)
     return stop_reply(ctx, event)
@@ -105,10 +121,37 @@ def console_output(ctx: Context) -> list[bytes]:
     return [b"O" + part.hex().encode() for part in parts]
 
 
+def _introduce(ctx: Context, thread: ThreadId) -> None:
+    """The client hears of a thread, and with it of its process."""
+    if ctx.processes is not None:
+        ctx.stale.add(thread)
+        if thread.pid not in ctx.seen:
+            found = next((t for t in ctx.all_threads() if t.id == thread), None)
+            if found is not None:
+                ctx.seen[thread.pid] = found
+
+
+def settle(ctx: Context, event: StopEvent) -> StopEvent | None:
+    """What the client is told of a stop; None if the step that it waits for is not done yet."""
+    processes = ctx.processes
+    if ctx.stepping is None or processes is None:
+        return event
+    return processes.finish_step(ctx.stepping, event)
+
+
+def abandon_step(ctx: Context) -> None:
+    """Nobody waits for the step under way any more."""
+    if ctx.stepping is not None and ctx.processes is not None:
+        ctx.processes.abandon_step()
+    ctx.stepping = None
+
+
 def why_stopped(ctx: Context, args: bytes) -> bytes:
     """`?`, which no console output may precede: the client does not run anything."""
     reply = report_stop(ctx, ctx.last_stop)
     ctx.console.clear()
+    if not ctx.has_resumed:
+        ctx.quiet = ctx.general.pid
     return reply
 
 
@@ -119,27 +162,46 @@ def vcont(ctx: Context, args: bytes) -> Reply:
     if not args.startswith(b";"):
         return UNSUPPORTED
     kinds = set()
-    for text in args[1:].split(b";"):
+    actions = args[1:].split(b";")
+    for text in actions:
         match = _VCONT_ACTION.fullmatch(text)
         if match is None:
             raise PacketError(Errno.INVALID, "malformed vCont action")
         kind = text[:1]
-        tid = None if match["tid"] is None else parse_tid(match["tid"])
-        if tid is not None:
-            ctx.check_tid(tid)
+        thread = None if match["thread"] is None else parse_thread(ctx, match["thread"])
+        # gdb 13 steps a thread alone past a breakpoint, and fails if another one stops then.
+        alone = len(actions) == 1 and thread is not None
+        if not ctx.running and kind != b"t":
+            everything = actions[-1] in (b"c", b"C")
+            _note_resumed(ctx, None if everything else thread, alone=alone)
+        if thread is not None:
+            thread = ctx.check_thread(thread)
         if kind in b"sS":
-            return step(ctx, tid)
+            return step(ctx, thread, alone=alone)
         if kind == b"r":
-            return range_step(ctx, tid, parse_hex(match["start"]), parse_hex(match["end"]))
+            start, end = parse_hex(match["start"]), parse_hex(match["end"])
+            return range_step(ctx, thread, start, end, alone=alone)
         kinds.add(kind)
     if kinds == {b"t"}:
         return Action.INTERRUPT if ctx.running else _stopped_on_request(ctx)
     return resume(ctx)
 
 
+def _note_resumed(ctx: Context, thread: ThreadId | None, *, alone: bool) -> None:
+    ctx.resumed, ctx.has_resumed = thread, True
+    if thread is None or thread.pid == ctx.quiet:
+        ctx.quiet = None
+    if thread is None:
+        ctx.stale.clear()
+    elif alone and thread.tid:
+        ctx.stale.discard(thread)
+    else:
+        ctx.stale = {other for other in ctx.stale if other.pid != thread.pid}
+
+
 def _stopped_on_request(ctx: Context) -> bytes:
     # vCont;t of a thread that stands still: stopped, with signal 0.
-    return b"T00thread:%x;" % ctx.general_tid
+    return b"T00thread:%b;" % ctx.format(ctx.general)
 
 
 def resume(ctx: Context) -> Reply:
@@ -151,43 +213,54 @@ def resume(ctx: Context) -> Reply:
     return Action.RESUME
 
 
-def step(ctx: Context, tid: int | None) -> bytes:
-    """Execute one instruction of thread `tid`, or of the thread that stopped last."""
+def step(ctx: Context, thread: ThreadId | None, *, alone: bool = False) -> Reply:
+    """Execute one instruction of a thread, or of the one that stopped last."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
-    stepped = ctx.last_stop.tid if tid is None else tid
-    event = ctx.target.step(stepped)
+    stepped = ctx.last_stop.thread if thread is None else thread
+    event = ctx.target.step(stepped, alone=alone)
     _arrived(ctx, event)
-    return report_stop(ctx, event)
+    return _stepped(ctx, stepped, event)
 
 
-def _arrived(ctx: Context, event: StopEvent) -> bool:
+def _arrived(ctx: Context, event: StopEvent | None) -> bool:
     """Whether a step has led to a breakpoint that stops; its commands run then if it has some.
 
-    gdb finds out by itself what is at the PC, and evaluates a condition once more.
+    gdb finds out by itself what is at the PC, and evaluates a condition once more. A stop at a
+    breakpoint has reached it before it was reported.
     """
     return (
         isinstance(event, Stopped)
+        and event.reason not in (StopReason.SWBREAK, StopReason.HWBREAK)
         and isinstance(ctx.target, SupportsBreakpoints)
-        and ctx.target.arrived(event.tid)
+        and ctx.target.arrived(event.thread)
     )
 
 
-def range_step(ctx: Context, tid: int | None, start: int, end: int) -> bytes:
+def _stepped(ctx: Context, thread: ThreadId, event: StopEvent | None) -> Reply:
+    if event is None:
+        ctx.stepping = thread
+        return Action.RESUME
+    return report_stop(ctx, event)
+
+
+def range_step(
+    ctx: Context, thread: ThreadId | None, start: int, end: int, *, alone: bool = False
+) -> Reply:
     """Step until the PC leaves [start, end), something else happens, or it takes too long."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
     target = ctx.target
-    stepped = ctx.last_stop.tid if tid is None else tid
-    plain = Stopped(stepped, Signal.SIGTRAP)
+    stepped = ctx.last_stop.thread if thread is None else thread
+    plain = Stopped(stepped.tid, Signal.SIGTRAP, pid=stepped.pid)
     for _ in range(MAX_RANGE_STEPS):
-        event = target.step(stepped)
+        event = target.step(stepped, alone=alone)
         if _arrived(ctx, event) or event != plain:
             break
         pc = int.from_bytes(target.read_registers(stepped)[_RIP], "little")
         if not start <= pc < end:
             break
-    return report_stop(ctx, event)
+    return _stepped(ctx, stepped, event)
 
 
 def legacy_continue(ctx: Context, args: bytes) -> Reply:
@@ -204,7 +277,7 @@ def legacy_continue_signal(ctx: Context, args: bytes) -> Reply:
 def legacy_step(ctx: Context, args: bytes) -> Reply:
     """`s [ADDRESS]`."""
     _set_pc(ctx, args)
-    return step(ctx, ctx.step_tid)
+    return step(ctx, ctx.step_thread)
 
 
 def legacy_step_signal(ctx: Context, args: bytes) -> Reply:
@@ -214,12 +287,43 @@ def legacy_step_signal(ctx: Context, args: bytes) -> Reply:
 
 def _set_pc(ctx: Context, address: bytes) -> None:
     if address:
-        ctx.target.write_register(ctx.general_tid, "rip", parse_hex(address))
+        ctx.target.write_register(ctx.general, "rip", parse_hex(address))
 
 
 def detach(ctx: Context, args: bytes) -> Reply:
-    """`D[;PID]`, and `vKill;PID`."""
-    return Action.DETACH
+    """`D[;PID]`, and `vKill;PID`.
+
+    The machine is released with the last process that the client was told of.
+    """
+    # While it runs, nobody can be asked for its processes.
+    if ctx.processes is None or ctx.running or not args.startswith(b";"):
+        return Action.DETACH
+    pid = parse_pid(args[1:])
+    known = {thread.id.pid for thread in ctx.all_threads()}
+    if pid not in known:
+        raise PacketError(Errno.NO_SUCH_THREAD, f"no process {pid}")
+    if known & (set(ctx.seen) | {pid}) == {pid}:
+        return Action.DETACH
+    ctx.detached.add(pid)
+    remove_all(ctx, pid)
+    if ctx.general.pid == pid:
+        ctx.general, ctx.user_thread = ctx.first_thread(), None
+    return OK
+
+
+def attach(ctx: Context, args: bytes) -> Reply:
+    """`vAttach;PID`: a process that the client has detached from is there again."""
+    processes = ctx.processes
+    if processes is None:
+        return UNSUPPORTED
+    if isinstance(ctx.last_stop, Exited):
+        return stop_reply(ctx, ctx.last_stop)
+    pid = parse_pid(args[1:])
+    thread = next((t.id for t in processes.process_threads() if t.id.pid == pid), None)
+    if thread is None:
+        raise PacketError(Errno.NO_SUCH_THREAD, f"no process {pid}")
+    ctx.detached.discard(pid)
+    return report_stop(ctx, Stopped(thread.tid, pid=pid))
 
 
 def kill(ctx: Context, args: bytes) -> Reply:
@@ -235,6 +339,7 @@ HANDLERS: Final[Mapping[bytes, Handler]] = {
     b"s": legacy_step,
     b"S": legacy_step_signal,
     b"D": detach,
+    b"vAttach": attach,
     b"vKill": detach,
     b"k": kill,
 }

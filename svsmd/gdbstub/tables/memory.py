@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from svsmd.gdbstub.machine_view import MachineView, flags_text, permissions_text
+from svsmd.gdbstub.machine_view import MachineView
 from svsmd.gdbstub.page_tables import ALL, NX, C, PageTables, U, W, canonical
 from svsmd.gdbstub.target import Table
-from svsmd.gdbstub.why import last_change_text
+from svsmd.gdbstub.why import flags_text, last_change_text, permissions_text
 from svsmd.snp.types import PAGE_SHIFT, PageSize
 
 _VMPLS = ("vmpl0", "vmpl1", "vmpl2", "vmpl3")

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from svsmd.gdbstub.machine_view import ACTIVITY, MachineView
+from svsmd.gdbstub.machine_view import MachineView
 from svsmd.gdbstub.target import Table
+from svsmd.gdbstub.world_view import ACTIVITY
 from svsmd.snp.ghcb import Ghcb, GhcbExit, GhcbField
 from svsmd.snp.types import PAGE_SIZE
 from svsmd.snp.vmsa import Vmsa
