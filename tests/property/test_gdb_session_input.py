@@ -38,8 +38,8 @@ _names = st.sampled_from(
     b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
     b"qXfer:osdata:read: qXfer:osdata:read:rmp qSupported:multiprocess+ vAttach;3 D;3 D;1 D;11 "
     b"Hgp3.1 vKill;1 vCont;c:p11.-1 vCont;s:p3.1 qXfer:exec-file:read: vFile:open vFile:pread:3 "
-    b"vFile:close:3 qSymbol Tp1.1 vFile:fstat vFile:open:2f7376736d2e656c66,0,0 Z0,1008,1;X3,220127 "
-    b"Z1,100b,1;X6,260000220127 Z0,100b,1;cmds:0,Xd,22002200340000044869210027 "
+    b"vFile:close:3 qSymbol Tp1.1 vFile:fstat vFile:open:2f7376736d2e656c66,0,0 "
+    b"Z0,1008,1;X3,220127 Z1,100b,1;X6,260000220127 Z0,100b,1;cmds:0,Xd,22002200340000044869210027 "
     b"Z0,1008,1;X".split()
 )
 _separators = st.sampled_from([b"", b",", b":", b";", b"="])
