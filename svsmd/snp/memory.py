@@ -173,9 +173,13 @@ class GuestMemory:
                 self.buffer[start:stop] = _ZEROS[: stop - start]
             start = stop
 
+    def view(self, spa: int, nbytes: int) -> memoryview:
+        """Return `nbytes` of live RAM; `NotRam` if not all of them are."""
+        offset = self.offset_of(spa, nbytes)
+        return self.buffer[offset : offset + nbytes]
+
     def page(self, spa: int) -> memoryview:
         """Return the live 4 KiB page that starts at `spa`; ValueError if no page starts there."""
         if spa & PAGE_MASK:
             raise ValueError(f"{spa:#x} is not the start of a page")
-        offset = self.offset_of(spa, PAGE_SIZE)
-        return self.buffer[offset : offset + PAGE_SIZE]
+        return self.view(spa, PAGE_SIZE)

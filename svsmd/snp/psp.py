@@ -181,7 +181,14 @@ class SecurityProcessor:
             return FirmwareStatus.INVALID_GUEST_STATE
         if entry.asid != GUEST_ASID:
             return FirmwareStatus.INVALID_PAGE_OWNER
-        for offset in range(0, page_size.nbytes, PAGE_SIZE):
+        pages = range(0, page_size.nbytes, PAGE_SIZE)
+        if page_type == PageType.NORMAL:
+            # Most of what is launched, by far.
+            context.digest.update_normal(
+                entry.gpa, self._memory.view(spa, page_size.nbytes), vmpl_permissions
+            )
+            pages = range(0)
+        for offset in pages:
             page = self._memory.page(spa + offset)
             contents = self._measured_contents(page, page_type)
             status = self._fill(page, page_type)
