@@ -36,6 +36,8 @@ from svsmd.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from svsmd.endpoint import Endpoint
+    from svsmd.gdbstub.machine_target import MachineTarget
+    from svsmd.machine import Machine
 
 T = TypeVar("T")
 
@@ -304,9 +306,13 @@ def run(
     import trio
 
     from svsmd import daemon, logs
-    from svsmd.gdbstub.machine_target import MachineTarget
     from svsmd.machine import build_machine
     from svsmd.runner import Clock
+
+    def build_target(machine: "Machine") -> "MachineTarget":
+        from svsmd.gdbstub.machine_target import MachineTarget
+
+        return MachineTarget(machine)
 
     logs.configure(-1 if quiet else verbose)
     config = daemon.RunConfig(
@@ -325,7 +331,7 @@ def run(
             daemon.run,
             config,
             build_machine=partial(build_machine, payload=payload),
-            build_target=MachineTarget,
+            build_target=build_target,
             say=(lambda _line: None) if quiet else say,
         )
     )

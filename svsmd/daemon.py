@@ -36,7 +36,7 @@ from svsmd.endpoint import (
     format_address,
 )
 from svsmd.errors import ExitCode, UserError
-from svsmd.gdbstub.server import serve_gdb
+from svsmd.gdbstub.service import serve_gdb
 from svsmd.gdbstub.target import Target
 from svsmd.runner import Abandoned, Clock, RunnableMachine, Runner
 
@@ -122,7 +122,7 @@ async def run(
     Args:
         config: what to do.
         build_machine: makes the machine.
-        build_target: makes what debuggers see of it.
+        build_target: makes what debuggers see of it, when the first one comes.
         say: tells the user something: one line, without its end.
 
     Raises:
@@ -131,13 +131,16 @@ async def run(
     # Before there is a nursery, so that Ctrl-C is an ordinary KeyboardInterrupt meanwhile.
     machine = build_machine(config.machine)
     try:
-        return await _run(config, machine, build_target(machine), say)
+        return await _run(config, machine, partial(build_target, machine), say)
     except BaseExceptionGroup as group:
         raise _innermost(group) from None
 
 
 async def _run(
-    config: RunConfig, machine: Machine, debug_target: Target, say: Callable[[str], None]
+    config: RunConfig,
+    machine: Machine,
+    build_target: Callable[[], Target],
+    say: Callable[[str], None],
 ) -> int:
     runner = Runner(machine, clock=config.clock, paused=config.paused)
     serial = Hub(runner.type_in, history_size=_history_size(config.serial))
@@ -149,7 +152,7 @@ async def _run(
         start = partial(_start_service, nursery, say, config)
         await start("console", config.serial, partial(_serve_console, serial))
         await start("SVSM log", config.svsm_console, partial(_serve_console, svsm_log))
-        await start("debugger", config.gdb, partial(_serve_debugger, debug_target, runner))
+        await start("debugger", config.gdb, partial(_serve_debugger, build_target, runner))
         if config.paused:
             say("stopped before the first instruction: the debugger starts the machine")
         if config.verbose:
@@ -211,7 +214,7 @@ async def _start_service(
 
 
 async def _serve_debugger(
-    debug_target: Target,
+    build_target: Callable[[], Target],
     runner: Runner,
     endpoint: Endpoint,
     *,
@@ -220,7 +223,7 @@ async def _serve_debugger(
 ) -> None:
     match endpoint:
         case TcpEndpoint() | UnixEndpoint() | FdEndpoint() | PtyEndpoint():
-            await serve_gdb(endpoint, debug_target, runner, expose=expose, task_status=task_status)
+            await serve_gdb(endpoint, build_target, runner, expose=expose, task_status=task_status)
         case _:  # null: RunConfig lets nothing else through
             task_status.started(endpoint)
 

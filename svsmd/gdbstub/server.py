@@ -12,7 +12,6 @@ from typing import Final
 
 import trio
 
-from svsmd.endpoint import Endpoint, StreamEndpoint, serve_endpoint
 from svsmd.gdbstub.eager_stream import EagerSocketStream
 from svsmd.gdbstub.rsp import (
     ACK,
@@ -36,25 +35,6 @@ PATIENCE_SECONDS: Final = 0.5
 
 REFUSAL_SECONDS: Final = 2
 """So long a client that will be refused has time to say its first packet."""
-
-
-async def serve_gdb(
-    endpoint: StreamEndpoint,
-    target: Target,
-    runner: Runner,
-    *,
-    expose: bool = False,
-    task_status: trio.TaskStatus[Endpoint] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve debuggers of a machine at an endpoint, for ever.
-
-    `task_status.started` gets the endpoint with its real port.
-
-    Raises:
-        UserError: it cannot be served there.
-    """
-    server = GdbServer(target, runner)
-    await serve_endpoint(endpoint, server.serve_client, expose=expose, task_status=task_status)
 
 
 class GdbServer:

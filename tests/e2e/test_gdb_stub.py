@@ -14,7 +14,7 @@ import trio
 
 from svsmd.endpoint import TcpEndpoint
 from svsmd.gdbstub.eager_stream import EagerSocketStream
-from svsmd.gdbstub.server import serve_gdb
+from svsmd.gdbstub.service import serve_gdb
 from tests.fake_target import FakeMachine, FakeRunner
 
 pytestmark = [
@@ -60,7 +60,7 @@ async def stub(nursery: trio.Nursery) -> Stub:
     machine = FakeMachine()
     runner = FakeRunner(machine, running=True)
     nursery.start_soon(runner.run)
-    bound = await nursery.start(serve_gdb, TcpEndpoint("127.0.0.1", 0), machine, runner)
+    bound = await nursery.start(serve_gdb, TcpEndpoint("127.0.0.1", 0), lambda: machine, runner)
     return Stub(bound.port, machine, runner)
 
 

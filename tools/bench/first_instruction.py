@@ -13,7 +13,6 @@ import trio
 # What `svsmd run` imports is imported here too, needed or not.
 from svsmd import cli, daemon
 from svsmd.config import DEMO_RTC, DEMO_SEED, MachineConfig
-from svsmd.gdbstub.machine_target import MachineTarget
 from svsmd.machine import build_machine
 
 USED_BY_RUN = (cli, daemon, trio)
@@ -22,7 +21,6 @@ USED_BY_RUN = (cli, daemon, trio)
 def main() -> None:
     """Builds the machine and gives it one slice that is as short as slices are."""
     machine = build_machine(MachineConfig(seed=DEMO_SEED, rtc=DEMO_RTC))
-    MachineTarget(machine)
     machine.run_slice(1)
     os.write(1, b".")
 
