@@ -141,8 +141,9 @@ def test_linux_boots_repeat(svsmd: Start, busy_linux: Linux, gdb_program: str, c
         if not stopped:
             machine.console().expect(READY, BOOT_SECONDS)
         gdb = machine.gdb(
-            gdb_program, f"stepi {STEPS}" if stopped else "info threads", *debug(address, HITS),
-            seconds=BOOT_SECONDS,
+            # It stands in the SVSM at first: the breakpoint is one of the guest.
+            gdb_program, *((f"stepi {STEPS}", "inferior 1") if stopped else ("info threads",)),
+            *debug(address, HITS), seconds=BOOT_SECONDS,
         )  # fmt: skip
         assert gdb.count("Breakpoint 1, 0x") == HITS, gdb
         assert "exited normally" in gdb, gdb
