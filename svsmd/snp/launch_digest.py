@@ -70,17 +70,3 @@ class LaunchDigest:
             self._value, digest, PAGE_INFO_SIZE, page_type, imi_page, *vmpl_permissions, gpa
         )
         self._value = hashlib.sha384(page_info).digest()
-
-    def update_normal(
-        self, gpa: int, contents: memoryview, vmpl_permissions: tuple[int, int, int]
-    ) -> None:
-        """Add whole NORMAL pages, from `gpa` on: as `update` of each, in half the time."""
-        sha384, pack, value = hashlib.sha384, PAGE_INFO.pack, self._value
-        for offset in range(0, len(contents), PAGE_SIZE):
-            digest = sha384(contents[offset : offset + PAGE_SIZE]).digest()
-            info = pack(
-                value, digest, PAGE_INFO_SIZE, PageType.NORMAL, False, *vmpl_permissions,
-                gpa + offset,
-            )  # fmt: skip
-            value = sha384(info).digest()
-        self._value = value

@@ -181,15 +181,9 @@ class SecurityProcessor:
             return FirmwareStatus.INVALID_GUEST_STATE
         if entry.asid != GUEST_ASID:
             return FirmwareStatus.INVALID_PAGE_OWNER
-        pages = range(0, page_size.nbytes, PAGE_SIZE)
-        if page_type == PageType.NORMAL:
-            # Most of what is launched, by far.
-            context.digest.update_normal(
-                entry.gpa, self._memory.view(spa, page_size.nbytes), vmpl_permissions
-            )
-            pages = range(0)
-        for offset in pages:
-            page = self._memory.page(spa + offset)
+        whole = self._memory.view(spa, page_size.nbytes)
+        for offset in range(0, page_size.nbytes, PAGE_SIZE):
+            page = whole[offset : offset + PAGE_SIZE]
             contents = self._measured_contents(page, page_type)
             status = self._fill(page, page_type)
             if status is not FirmwareStatus.SUCCESS:
