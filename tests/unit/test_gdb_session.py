@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from svsmd.gdbstub.packets import breakpoints, mem, monitor, resume
+from svsmd.gdbstub.packets import breakpoints, context, mem, monitor, resume
 from svsmd.gdbstub.rsp import (
     MAX_NOISE,
     Decoder,
@@ -658,11 +658,11 @@ def test_long_output_comes_in_pieces_and_has_an_end() -> None:
 
     client = Client(Talker())
     assert console_output(client, "talk 100000") == [
-        "x" * monitor.CHUNK,
-        "x" * (100_000 - monitor.CHUNK) + "\n",
+        "x" * context.MAX_CONSOLE,
+        "x" * (100_000 - context.MAX_CONSOLE) + "\n",
     ]
     # What is said just fits: the last packet is the reply, never an empty one, which means OK.
-    length = monitor.CHUNK - 1
+    length = context.MAX_CONSOLE - 1
     assert console_output(client, f"talk {length}") == ["x" * length + "\n"]
     output = "".join(console_output(client, "talk 10000000"))
     assert len(output) == monitor.MAX_OUTPUT

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Final
 
 from svsmd.gdbstub.agent.packet import Options
+from svsmd.gdbstub.rsp import MAX_BODY
 from svsmd.gdbstub.target import (
     ANY_WORLD,
     BreakpointKind,
@@ -29,6 +30,9 @@ from svsmd.gdbstub.target import (
 
 MAX_SEEN: Final = 256
 """Processes that have ended, and are remembered as long as the client may ask for them."""
+
+MAX_CONSOLE: Final = (MAX_BODY - len(b"O")) // 2
+"""Most bytes of text in one console packet."""
 
 OK: Final = b"OK"
 UNSUPPORTED: Final = b""
@@ -125,7 +129,7 @@ class Context:
 
     def say(self, text: str) -> None:
         """Show the user a line before the reply."""
-        self.console.append(b"O" + f"{text}\n".encode().hex().encode())
+        self.console += console_packets(f"{text}\n".encode())
 
     @property
     def selected(self) -> ThreadId:
@@ -242,6 +246,12 @@ Reply = bytes | Action
 Handler = Callable[[Context, bytes], Reply]
 
 
+def console_packets(text: bytes) -> list[bytes]:
+    """Bodies of the packets that have the client print `text`."""
+    parts = (text[at : at + MAX_CONSOLE] for at in range(0, len(text), MAX_CONSOLE))
+    return [b"O" + part.hex().encode() for part in parts]
+
+
 def parse_hex(text: bytes) -> int:
     """An unsigned number of up to 64 bits, in hex digits only. Raises `PacketError`."""
     if not text or len(text) > 16 or text.translate(None, _HEX_DIGITS):
@@ -288,8 +298,3 @@ def parse_thread(ctx: Context, text: bytes) -> ThreadId | None:
     if not pid and tid:
         raise PacketError(Errno.INVALID, "a thread of any process")
     return ThreadId(pid, tid) if pid else None
-
-
-def parse_pid(text: bytes) -> int:
-    """A process id. Raises `PacketError`."""
-    return parse_hex(text)

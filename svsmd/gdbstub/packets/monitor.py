@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from svsmd.gdbstub.packets.context import OK, UNSUPPORTED, Context, Handler, parse_hex_data
-from svsmd.gdbstub.rsp import MAX_BODY
+from svsmd.gdbstub.packets.context import (
+    MAX_CONSOLE,
+    OK,
+    UNSUPPORTED,
+    Context,
+    Handler,
+    console_packets,
+    parse_hex_data,
+)
 from svsmd.gdbstub.target import MonitorCommand, SupportsMonitor, SupportsSelection, TargetError
-
-CHUNK: Final = (MAX_BODY - len(b"O")) // 2
-"""Bytes of output in one packet."""
 
 MAX_OUTPUT: Final = 1 << 21
 """Most bytes of output of one command."""
@@ -39,8 +43,8 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
     if len(output) > MAX_OUTPUT:
         output = output[: MAX_OUTPUT - len(_TRUNCATED)] + _TRUNCATED
     # gdb prints what comes in console packets, and then the reply.
-    last = max(0, len(output) - 1) // CHUNK * CHUNK
-    ctx.console += [b"O" + output[at : at + CHUNK].hex().encode() for at in range(0, last, CHUNK)]
+    last = max(0, len(output) - 1) // MAX_CONSOLE * MAX_CONSOLE
+    ctx.console += console_packets(output[:last])
     return output[last:].hex().encode() or OK
 
 

@@ -25,11 +25,10 @@ from svsmd.gdbstub.packets.context import (
     Handler,
     PacketError,
     Reply,
+    console_packets,
     parse_hex,
-    parse_pid,
     parse_thread,
 )
-from svsmd.gdbstub.rsp import MAX_BODY
 from svsmd.gdbstub.target import (
     Exited,
     Signal,
@@ -46,9 +45,6 @@ MAX_RANGE_STEPS: Final = 1000
 
 It bounds how long the stub is deaf to Ctrl-C.
 """
-
-MAX_CONSOLE: Final = (MAX_BODY - 1) // 2
-"""Most bytes of text in one console packet."""
 
 # What gdb wants to know after every step, in the packet that reports it. One `g` less a step.
 _EXPEDITED: Final = [
@@ -116,9 +112,7 @@ def console_output(ctx: Context) -> list[bytes]:
     """Packets with what commands of breakpoints have printed; while the client waits for a stop."""
     if not isinstance(ctx.target, SupportsBreakpoints):
         return []
-    text = ctx.target.take_output()
-    parts = (text[at : at + MAX_CONSOLE] for at in range(0, len(text), MAX_CONSOLE))
-    return [b"O" + part.hex().encode() for part in parts]
+    return console_packets(ctx.target.take_output())
 
 
 def _introduce(ctx: Context, thread: ThreadId) -> None:
@@ -298,7 +292,7 @@ def detach(ctx: Context, args: bytes) -> Reply:
     # While it runs, nobody can be asked for its processes.
     if ctx.processes is None or ctx.running or not args.startswith(b";"):
         return Action.DETACH
-    pid = parse_pid(args[1:])
+    pid = parse_hex(args[1:])
     known = {thread.id.pid for thread in ctx.all_threads()}
     if pid not in known:
         raise PacketError(Errno.NO_SUCH_THREAD, f"no process {pid}")
@@ -318,7 +312,7 @@ def attach(ctx: Context, args: bytes) -> Reply:
         return UNSUPPORTED
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
-    pid = parse_pid(args[1:])
+    pid = parse_hex(args[1:])
     thread = next((t.id for t in processes.process_threads() if t.id.pid == pid), None)
     if thread is None:
         raise PacketError(Errno.NO_SUCH_THREAD, f"no process {pid}")
