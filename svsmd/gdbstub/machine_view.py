@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Final
 
 from svsmd.gdbstub.target import ANY_WORLD, TargetError, Thread, ThreadId
@@ -12,6 +13,8 @@ from svsmd.gdbstub.worlds import Worlds
 from svsmd.host.vcpu import Vcpu, World
 from svsmd.machine import Machine
 from svsmd.snp.processor import Processor
+from svsmd.snp.types import PAGE_SIZE
+from svsmd.snp.vmsa import Vmsa
 
 
 class MachineView:
@@ -59,6 +62,14 @@ class MachineView:
             raise TargetError("this vCPU has not started")
         return silicon.processor
 
+    def vmsa(self, world: World) -> Vmsa | None:
+        """The VMSA page of a world, up to date; None if the host has put it outside of RAM."""
+        silicon, spa = self.machine.silicon, world.vmcb.vmsa_spa
+        if not silicon.memory.contains(spa, PAGE_SIZE):
+            return None
+        silicon.make_readable(spa, PAGE_SIZE)
+        return Vmsa(silicon.memory.page(spa))
+
     def read_linear(self, gva: int, length: int) -> bytes:
         """Memory of the selected thread by linear address; see `Target.read_memory`."""
         return self._worlds.view(self._thread()).read_memory(gva, length)
@@ -74,6 +85,14 @@ class MachineView:
             return f"task {thread.pid - PROGRAM_PID}, which no vCPU runs"
         vcpu, world = self.selected()
         return f"vCPU {vcpu.index} at VMPL{int(vcpu.vmpl if world is None else world.vmpl)}"
+
+
+def name_of(names: type[IntEnum], value: int) -> str:
+    """A number by its name in the specification; in hex if it has none there."""
+    try:
+        return names(value).name
+    except ValueError:
+        return f"{value:#x}"
 
 
 def number(text: str) -> int:

@@ -9,8 +9,6 @@ from typing import Final
 from svsmd.gdbstub.machine_view import MachineView, number
 from svsmd.gdbstub.target import MonitorCommand, TargetError
 from svsmd.gdbstub.world_view import ACTIVITY
-from svsmd.snp.types import PAGE_SIZE
-from svsmd.snp.vmsa import Vmsa
 
 _FIELDS: Final = (
     ("rip", "rsp", "rflags", "cpl"),
@@ -25,9 +23,8 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
     def vmsa(arguments: Sequence[str]) -> str:
         if len(arguments) > 1:
             raise TargetError("usage: vmsa [VCPU]")
-        machine = view.machine
         index = number(arguments[0]) if arguments else view.selected()[0].index
-        vcpus = machine.hypervisor.vcpus
+        vcpus = view.machine.hypervisor.vcpus
         if index >= len(vcpus):
             raise TargetError(f"there is no vCPU {index}")
         lines = []
@@ -37,10 +34,9 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
             lines.append(
                 f"{mark} VMPL{int(world.vmpl)}: VMSA at {spa:#x}, {ACTIVITY[world.activity]}"
             )
-            if not machine.silicon.memory.contains(spa, PAGE_SIZE):
+            page = view.vmsa(world)
+            if page is None:
                 continue
-            machine.silicon.make_readable(spa, PAGE_SIZE)
-            page = Vmsa(machine.silicon.memory.page(spa))
             lines += [
                 "    " + " ".join(f"{name} {getattr(page, name):#x}" for name in names)
                 for names in _FIELDS

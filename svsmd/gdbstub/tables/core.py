@@ -11,7 +11,7 @@ from svsmd.core.calls import PRIVATE_PROTOCOLS
 from svsmd.core.protocols.core import SvsmCoreCall
 from svsmd.core.protocols.page_state import PageStateCall
 from svsmd.core.result_codes import SvsmCoreResult, SvsmResult
-from svsmd.gdbstub.machine_view import MachineView
+from svsmd.gdbstub.machine_view import MachineView, name_of
 from svsmd.gdbstub.target import Table
 
 _CORE: Final = 0
@@ -30,7 +30,7 @@ def tables(view: MachineView) -> Mapping[str, Table]:
             yield (
                 str(record.apic_id),
                 f"{record.protocol:#x}",
-                _name(_CALLS.get(record.protocol), record.call),
+                _call(record.protocol, record.call),
                 f"{record.rcx:#x}",
                 _result(record.protocol, record.result),
                 str(record.began),
@@ -70,14 +70,12 @@ def tables(view: MachineView) -> Mapping[str, Table]:
     }
 
 
-def _name(names: type[IntEnum] | None, value: int) -> str:
-    try:
-        return f"{value:#x}" if names is None else names(value).name
-    except ValueError:
-        return f"{value:#x}"
+def _call(protocol: int, call: int) -> str:
+    names = _CALLS.get(protocol)
+    return f"{call:#x}" if names is None else name_of(names, call)
 
 
 def _result(protocol: int, value: int) -> str:
     """By the name of all protocols, or of the core protocol."""
-    name = _name(SvsmResult, value)
-    return _name(SvsmCoreResult, value) if protocol == _CORE and name[:2] == "0x" else name
+    name = name_of(SvsmResult, value)
+    return name_of(SvsmCoreResult, value) if protocol == _CORE and name[:2] == "0x" else name

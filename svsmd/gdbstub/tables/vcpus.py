@@ -6,12 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from svsmd.gdbstub.machine_view import MachineView
+from svsmd.gdbstub.machine_view import MachineView, name_of
 from svsmd.gdbstub.target import Table
 from svsmd.gdbstub.world_view import ACTIVITY
 from svsmd.snp.ghcb import Ghcb, GhcbExit, GhcbField
-from svsmd.snp.types import PAGE_SIZE
-from svsmd.snp.vmsa import Vmsa
 
 _FIELDS = tuple(name for name, field in vars(Ghcb).items() if isinstance(field, GhcbField))
 
@@ -20,16 +18,10 @@ def tables(view: MachineView) -> Mapping[str, Table]:
     """See the package."""
     machine = view.machine
 
-    def vmsa_at(spa: int) -> Vmsa | None:
-        if not machine.silicon.memory.contains(spa, PAGE_SIZE):
-            return None
-        machine.silicon.make_readable(spa, PAGE_SIZE)
-        return Vmsa(machine.silicon.memory.page(spa))
-
     def vcpus() -> Iterator[Sequence[str]]:
         for vcpu in machine.hypervisor.vcpus:
             world = vcpu.world
-            vmsa = None if world is None else vmsa_at(world.vmcb.vmsa_spa)
+            vmsa = None if world is None else view.vmsa(world)
             yield (
                 str(vcpu.index),
                 str(vcpu.apic_id),
@@ -44,12 +36,11 @@ def tables(view: MachineView) -> Mapping[str, Table]:
     def vmsas() -> Iterator[Sequence[str]]:
         for vcpu in machine.hypervisor.vcpus:
             for world in vcpu.worlds:
-                spa = world.vmcb.vmsa_spa
-                vmsa = vmsa_at(spa)
+                vmsa = view.vmsa(world)
                 head = (
                     str(vcpu.index),
                     str(int(world.vmpl)),
-                    f"{spa:#x}",
+                    f"{world.vmcb.vmsa_spa:#x}",
                     ACTIVITY[world.activity],
                 )
                 if vmsa is None:
@@ -109,14 +100,6 @@ def _ghcb(page: Ghcb) -> Sequence[str]:
     return (
         str(page.protocol_version),
         f"{page.ghcb_usage:#x}",
-        "" if code is None else exit_name(code),
+        "" if code is None else name_of(GhcbExit, code),
         " ".join(f"{name}={value:#x}" for name, value in values if value is not None),
     )
-
-
-def exit_name(code: int) -> str:
-    """SW_EXITCODE by its name in the specification, or as a number."""
-    try:
-        return GhcbExit(code).name
-    except ValueError:
-        return f"{code:#x}"
