@@ -16,6 +16,7 @@ from elftools.common.exceptions import DWARFError, ELFError
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE, AttributeValue
 from elftools.dwarf.dwarf_expr import DWARFExprParser
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
 DAMAGED: Final = (
@@ -23,7 +24,6 @@ DAMAGED: Final = (
     ValueError, LookupError, ArithmeticError, TypeError, AttributeError,
 )  # fmt: skip
 """What elftools and this module raise for damaged files."""
-_SHF_COMPRESSED: Final = 1 << 11
 _VERSION: Final = 5
 _SIZE: Final = 8
 _LONG_FORMAT: Final = 0xFFFF_FFF0
@@ -46,7 +46,7 @@ class UnsupportedDwarf(Exception):
 def address_places(file: ELFFile) -> list[int]:
     """Offsets in the file of 8-byte addresses in its debug sections. Raises UnsupportedDwarf."""
     sections = {s.name: s for s in file.iter_sections() if s.name.startswith(".debug_")}
-    if any(s["sh_flags"] & _SHF_COMPRESSED for s in sections.values()) or any(
+    if any(s["sh_flags"] & SH_FLAGS.SHF_COMPRESSED for s in sections.values()) or any(
         name in sections for name in _NOT_SERVED
     ):
         raise UnsupportedDwarf

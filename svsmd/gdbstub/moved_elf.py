@@ -15,6 +15,7 @@ import io
 import struct
 from typing import Final
 
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
@@ -24,7 +25,6 @@ _ENTRY: Final = 24
 _TYPE: Final = 16
 _ET_EXEC: Final = 2
 _ADDRESS: Final = struct.Struct("<Q")
-_SHF_ALLOC: Final = 1 << 1
 _P_VADDR, _P_PADDR = 16, 24
 _SH_TYPE, _SH_ADDR = 4, 16
 _ST_VALUE: Final = 8
@@ -74,7 +74,7 @@ def _move_segments(out: bytearray, file: ELFFile, base: int) -> None:
 
 def _move_sections(out: bytearray, file: ELFFile, base: int) -> None:
     for index, section in enumerate(file.iter_sections()):
-        if section["sh_flags"] & _SHF_ALLOC:
+        if section["sh_flags"] & SH_FLAGS.SHF_ALLOC:
             _add(out, file["e_shoff"] + index * file["e_shentsize"] + _SH_ADDR, base)
         if isinstance(section, SymbolTableSection):
             for number, symbol in enumerate(section.iter_symbols()):
