@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Final
 
-from tools.bench.gdb_stub import QEMU, QEMU_MISSING, attach, running_qemu, running_svsmd
-from tools.bench.guest_code import kernel, kernel_symbols
+from tools.bench.gdb_stub import QEMU_MISSING, clients
+from tools.bench.guest_code import kernel_symbols
 from tools.bench.registry import Bound, Result, in_turns, register
 from tools.bench.rsp import RspClient, RspError
 
@@ -101,15 +97,7 @@ def gdb_points() -> list[Result]:
     """Conditions and watchpoints beside QEMU's: raw packets on loopback, a loop at CPL 0."""
     symbols = kernel_symbols("spin")
     place, counter = symbols["spin"], symbols["counter"]
-    with ExitStack() as stack:
-        image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "spin.elf"
-        image.write_bytes(kernel("spin"))
-        port = stack.enter_context(running_svsmd(image))
-        peers = []
-        if shutil.which(QEMU) is not None:
-            peers.append(attach(stack, stack.enter_context(running_qemu(image)), started=False))
-        time.sleep(RUN_SECONDS)
-        ours = attach(stack, port, started=True)
+    with clients("spin") as (ours, *peers):
 
         def measure(
             own: Callable[[RspClient], float], theirs: Callable[[RspClient], float]

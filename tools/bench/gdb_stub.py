@@ -79,36 +79,38 @@ def _mib_per_second(client: RspClient, chunk: int) -> float:
     return READ_BYTES / _MIB / (time.perf_counter() - begin)
 
 
-def attach(stack: ExitStack, port: int, *, started: bool) -> RspClient:
-    """A client whose guest has reached its loop and stands still."""
-    client = stack.enter_context(RspClient(port))
-    if not started:
-        client.run_for(_RUN_SECONDS)
-    return client
+@contextmanager
+def clients(guest: str) -> Iterator[list[RspClient]]:
+    """Clients of svsmd and, where it is installed, of QEMU, that both run `guest` at CPL 0.
+
+    Each guest has reached its loop, and stands still.
+    """
+    with ExitStack() as stack:
+        image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{guest}.elf"
+        image.write_bytes(kernel(guest))
+        port = stack.enter_context(running_svsmd(image))
+        peers = []
+        if shutil.which(QEMU) is not None:
+            peers.append(stack.enter_context(RspClient(stack.enter_context(running_qemu(image)))))
+            peers[0].run_for(_RUN_SECONDS)
+        time.sleep(_RUN_SECONDS)
+        yield [stack.enter_context(RspClient(port)), *peers]
 
 
 @register("gdb")
 def gdb() -> list[Result]:
     """The gdb stub beside QEMU's: raw packets on loopback, the same loop at CPL 0."""
     peer = "QEMU TCG, plain VM"
-    with ExitStack() as stack:
-        image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "spin.elf"
-        image.write_bytes(kernel("spin"))
-        svsmd = stack.enter_context(running_svsmd(image))
-        clients = []
-        if shutil.which(QEMU) is not None:
-            clients.append(attach(stack, stack.enter_context(running_qemu(image)), started=False))
-        time.sleep(_RUN_SECONDS)
-        clients.insert(0, attach(stack, svsmd, started=True))
-        steps = in_turns(*(lambda c=client: _steps_per_second(c) for client in clients))
+    with clients("spin") as both:
+        steps = in_turns(*(lambda c=client: _steps_per_second(c) for client in both))
         # The largest `m` that both answer, then a large one for each.
-        same = in_turns(*(lambda c=client: _mib_per_second(c, QEMU_CHUNK) for client in clients))
-        large = clients[0].packet_size // 4
+        same = in_turns(*(lambda c=client: _mib_per_second(c, QEMU_CHUNK) for client in both))
+        large = both[0].packet_size // 4
         chunks = (large, QEMU_CHUNK)
         best = in_turns(
             *(
                 lambda c=client, n=chunk: _mib_per_second(c, n)
-                for client, chunk in zip(clients, chunks, strict=False)
+                for client, chunk in zip(both, chunks, strict=False)
             )
         )
     return [
