@@ -282,6 +282,7 @@ class UnicornCpu:
         self._q = (ctypes.c_uint64 * words).from_address(lay.env)
         self._d = (ctypes.c_uint32 * (words * 2)).from_address(lay.env)
         self.state = memoryview((ctypes.c_uint8 * (words * 8)).from_address(lay.env)).cast("B")
+        self.words = self.state.cast("Q")
         self.regs = (ctypes.c_uint64 * 16).from_address(lay.env + lay.regs)
         self.cr = (ctypes.c_uint64 * 5).from_address(lay.env + lay.cr)
         self.dr = (ctypes.c_uint64 * 8).from_address(lay.env + lay.dr)

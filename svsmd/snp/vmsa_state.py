@@ -7,28 +7,32 @@ Spec: 24593, 15.35.8 (state of an SEV-ES guest), appendix B, table B-4.
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Final
 
 from unicorn import x86_const as x86
 
 from svsmd.snp.cpu_unicorn import UnicornCpu
+from svsmd.snp.engine_layout import EngineLayout
 from svsmd.snp.page_walk import EFER_LMA
 from svsmd.snp.types import PHYSICAL_BITS
-from svsmd.snp.vmsa import XMM_COUNT, XMM_SIZE, Cr0, Cr4, Efer, Vmsa
+from svsmd.snp.vmsa import DR7_RESET, XMM_COUNT, XMM_SIZE, Cr0, Cr4, Efer, Vmsa
 
 EFER_SVME: Final = 1 << 12
 _GPRS: Final = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
-_GPR_QUADWORDS: Final = tuple(Vmsa.FIELDS[name].offset // 8 for name in _GPRS)
-_VMSA_QUADWORDS: Final = struct.Struct(f"<{max(_GPR_QUADWORDS) + 1}Q")
-_ENGINE_GPRS: Final = struct.Struct("<16Q")
+_MSRS: Final = (
+    ("star", "star"), ("lstar", "lstar"), ("cstar", "cstar"), ("sfmask", "fmask"),
+    ("kernel_gs_base", "kernel_gs_base"), ("sysenter_esp", "sysenter_esp"),
+    ("sysenter_eip", "sysenter_eip"), ("g_pat", "pat"), ("xcr0", "xcr0"),
+)  # fmt: skip
+"""The VMSA's name and the engine's of those that are copied as they are."""
 _SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
-"""In the engine's order. Those of the VMSA lie in an order of their own, one after the other."""
-_VMSA_SEGMENT_ORDER: Final = tuple(Vmsa.FIELDS[name].offset // 16 for name in _SEGMENTS)
-_VMSA_SEGMENTS: Final = struct.Struct("<" + "HHIQ" * len(_SEGMENTS))
-_ENGINE_SEGMENTS: Final = struct.Struct("<" + "I4xQII" * len(_SEGMENTS))
+"""In the engine's order. Those of the VMSA lie in an order of their own."""
+_SEGMENT_SIZE: Final = 24
+"""Bytes of one in the engine's state: selector, base, limit and flags."""
 _XMM_STRIDE: Final = 64
 _VMSA_XMM: Final = struct.Struct(f"{XMM_SIZE}s" * XMM_COUNT)
 _ENGINE_XMM: Final = struct.Struct(f"{XMM_SIZE}s{_XMM_STRIDE - XMM_SIZE}x" * XMM_COUNT)
@@ -43,14 +47,18 @@ _HF_OSFXSR, _HF_SMAP = 1 << 22, 1 << 23
 _HF_INHIBIT_IRQ: Final = 1 << 3
 _VINTR_SHADOW: Final = 1 << 10
 _VINTR_TPR: Final = 0xF
-_EFER_LME: Final = 1 << 8
-_CR0_PE, _CR0_PG = 1 << 0, 1 << 31
+# As plain numbers, since every VMRUN tests them: a test of a flag makes another flag first.
+_EFER_LME: Final = int(Efer.LME)
+_CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = (int(bit) for bit in (Cr0.PE, Cr0.NW, Cr0.CD, Cr0.PG))
+_CR4_PAE: Final = int(Cr4.PAE)
 _MXCSR: Final = 0xFFFF
 _ATTRIB_L, _ATTRIB_B = 1 << 9, 1 << 10
 _EFLAGS_VM: Final = 1 << 17
 
 # The FPU lies between EFER and MXCSR: control and status words, tags, eight 16-byte registers.
-_FPSTT, _FPTAGS = 12, 20
+_FPSTT, _FPUC, _FPTAGS = 12, 18, 20
+_TOP_AND_STATUS: Final = struct.Struct("<IH")
+_CONTROL: Final = struct.Struct("<H")
 _FPREGS: Final = 32
 _FSW_TOP_SHIFT: Final = 11
 _FSW_TOP: Final = 7 << _FSW_TOP_SHIFT
@@ -68,13 +76,15 @@ _EFER_DEFINED: Final = int(
 
 def legal_cr0(value: int) -> bool:
     """Whether CR0 may have this value (24593, 3.1.1)."""
-    return bool((value & Cr0.PE or not value & Cr0.PG) and (value & Cr0.CD or not value & Cr0.NW))
+    return bool(
+        (value & _CR0_PE or not value & _CR0_PG) and (value & _CR0_CD or not value & _CR0_NW)
+    )
 
 
 def illegal_state(vmsa: Vmsa) -> str | None:
     """What VMRUN finds wrong with the state, or None (24593, 15.5.1)."""
-    cr0, cr4, efer, code = vmsa.cr0, vmsa.cr4, vmsa.efer, vmsa.cs.attrib
-    if not efer & Efer.SVME or efer & ~_EFER_DEFINED:
+    cr0, cr4, efer = vmsa.cr0, vmsa.cr4, vmsa.efer
+    if not efer & EFER_SVME or efer & ~_EFER_DEFINED:
         return f"EFER {efer:#x}"
     if cr0 >> 32 or not legal_cr0(cr0):
         return f"CR0 {cr0:#x}"
@@ -84,9 +94,10 @@ def illegal_state(vmsa: Vmsa) -> str | None:
         return f"CR3 {vmsa.cr3:#x}"
     if vmsa.dr6 >> 32 or vmsa.dr7 >> 32:
         return f"DR6 {vmsa.dr6:#x}, DR7 {vmsa.dr7:#x}"
-    if cr0 & Cr0.PG and efer & Efer.LME:
-        if not cr4 & Cr4.PAE:
+    if cr0 & _CR0_PG and efer & _EFER_LME:
+        if not cr4 & _CR4_PAE:
             return "long mode without CR4.PAE"
+        code = vmsa.cs.attrib
         if code & _ATTRIB_L and code & _ATTRIB_B:
             return "long mode with CS.L and CS.D"
         if vmsa.rflags & _EFLAGS_VM:
@@ -110,8 +121,8 @@ def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
     """The engine's hflags for the state that is loaded."""
     lay = cpu.layout
     cr0, cr4, efer = cpu.cr[0], cpu.cr[4], cpu.word(lay.efer)
-    cs = vmsa_attributes(cpu.half(lay.segs + 24 * 1 + 20))
-    ss = vmsa_attributes(cpu.half(lay.segs + 24 * 2 + 20))
+    cs = vmsa_attributes(cpu.half(lay.segs + _SEGMENT_SIZE * 1 + 20))
+    ss = vmsa_attributes(cpu.half(lay.segs + _SEGMENT_SIZE * 2 + 20))
     flags = cpl | _HF_SVME | _HF_GUEST | (cr0 & 0xE) << 8 | (cr0 & 1) << 7
     if efer & EFER_LMA:
         flags |= _HF_LMA
@@ -122,7 +133,7 @@ def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
             flags |= _HF_CS32
         if ss & _ATTRIB_B:
             flags |= _HF_SS32
-        bases = [cpu.word(lay.segs + 24 * index + 8) for index in (0, 2, 3)]
+        bases = [cpu.word(lay.segs + _SEGMENT_SIZE * index + 8) for index in (0, 2, 3)]
         if not cr0 & 1 or cpu.eflags_system & _EFLAGS_VM or not cs & _ATTRIB_B or any(bases):
             flags |= _HF_ADDSEG
     if cr4 & 1 << 9:
@@ -136,74 +147,72 @@ def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
     return flags
 
 
+@cache
+def _copied(lay: EngineLayout) -> tuple[tuple[int, int], ...]:
+    """Which quadword of a VMSA is which one of the engine's state, where nothing else is to do."""
+    places = [("rip", lay.eip)]
+    places += [(name, lay.regs + 8 * index) for index, name in enumerate(_GPRS)]
+    places += [(f"cr{index}", lay.cr + 8 * index) for index in (0, 2, 3, 4)]
+    # DR7 is intercepted and stays in the VMSA: the engine's own breakpoints are never armed by it.
+    places += [(f"dr{index}", lay.dr + 8 * index) for index in (0, 1, 2, 3, 6)]
+    places += [(name, getattr(lay, there)) for name, there in _MSRS]
+    return tuple((Vmsa.FIELDS[name].offset // 8, there // 8) for name, there in places)
+
+
+@cache
+def _segments(lay: EngineLayout) -> tuple[tuple[int, int], ...]:
+    """First quadword of each segment in a VMSA, and in the engine's state."""
+    return tuple(
+        (Vmsa.FIELDS[name].offset // 8, (lay.segs + _SEGMENT_SIZE * index) // 8)
+        for index, name in enumerate(_SEGMENTS)
+    )
+
+
+def _quadwords(vmsa: Vmsa) -> memoryview:
+    return memoryview(vmsa.memory).cast("B").cast("Q")
+
+
 def load(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     """VMRUN: the state of the VMSA becomes that of the CPU."""
-    lay, state, memory = cpu.layout, cpu.state, vmsa.memory
-    quadwords = _VMSA_QUADWORDS.unpack_from(memory)
-    _ENGINE_GPRS.pack_into(state, lay.regs, *(quadwords[at] for at in _GPR_QUADWORDS))
-    parts = _VMSA_SEGMENTS.unpack_from(memory, Vmsa.es.offset)
-    segments: list[int] = []
-    for at in _VMSA_SEGMENT_ORDER:
-        selector, attrib, limit, base = parts[4 * at : 4 * at + 4]
-        segments += (selector, base, limit, engine_flags(attrib))
-    _ENGINE_SEGMENTS.pack_into(state, lay.segs, *segments)
-    cpu.rip = vmsa.rip
+    lay = cpu.layout
+    quadwords, words = _quadwords(vmsa), cpu.words
+    for at, there in _copied(lay):
+        words[there] = quadwords[at]
+    for at, there in _segments(lay):
+        first = quadwords[at]
+        words[there] = first & 0xFFFF
+        words[there + 1] = quadwords[at + 1]
+        words[there + 2] = first >> 32 | engine_flags(first >> 16) << 32
     cpu.rflags = vmsa.rflags
-    cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4] = vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4
+    cr0 = cpu.cr[0]
     efer = vmsa.efer & ~EFER_LMA | EFER_SVME
-    if efer & _EFER_LME and vmsa.cr0 & _CR0_PG:
+    if efer & _EFER_LME and cr0 & _CR0_PG:
         efer |= EFER_LMA
     cpu.set_word(lay.efer, efer)
-    cpu.dr[0], cpu.dr[1], cpu.dr[2], cpu.dr[3] = vmsa.dr0, vmsa.dr1, vmsa.dr2, vmsa.dr3
-    # DR7 is intercepted and stays in the VMSA: the engine's own breakpoints are never armed by it.
-    cpu.dr[6] = vmsa.dr6
-    cpu.dr[7] = 0x400
-    cpu.set_word(lay.star, vmsa.star)
-    cpu.set_word(lay.lstar, vmsa.lstar)
-    cpu.set_word(lay.cstar, vmsa.cstar)
-    cpu.set_word(lay.fmask, vmsa.sfmask)
-    cpu.set_word(lay.kernel_gs_base, vmsa.kernel_gs_base)
+    cpu.dr[7] = DR7_RESET
     cpu.set_half(lay.sysenter_cs, vmsa.sysenter_cs & 0xFFFF_FFFF)
-    cpu.set_word(lay.sysenter_esp, vmsa.sysenter_esp)
-    cpu.set_word(lay.sysenter_eip, vmsa.sysenter_eip)
-    cpu.set_word(lay.pat, vmsa.g_pat)
     cpu.set_word(lay.tsc_aux, vmsa.tsc_aux)
-    cpu.set_word(lay.xcr0, vmsa.xcr0)
     _load_fpu(cpu, vmsa)
     shadow = bool(vmsa.vintr_ctrl & _VINTR_SHADOW)
-    cpl = vmsa.cpl & 3 if vmsa.cr0 & _CR0_PE else 0
+    cpl = vmsa.cpl & 3 if cr0 & _CR0_PE else 0
     cpu.hflags = mode_flags(cpu, cpl, shadow=shadow)
 
 
 def save(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     """#VMEXIT: the state of the CPU goes into the VMSA."""
-    lay, state, memory = cpu.layout, cpu.state, vmsa.memory
-    quadwords = memoryview(memory).cast("B").cast("Q")
-    for at, value in zip(_GPR_QUADWORDS, _ENGINE_GPRS.unpack_from(state, lay.regs), strict=True):
-        quadwords[at] = value
-    parts = _ENGINE_SEGMENTS.unpack_from(state, lay.segs)
-    segments = [0] * len(parts)
-    for index, at in enumerate(_VMSA_SEGMENT_ORDER):
-        selector, base, limit, flags = parts[4 * index : 4 * index + 4]
-        segments[4 * at : 4 * at + 4] = selector & 0xFFFF, vmsa_attributes(flags), limit, base
-    _VMSA_SEGMENTS.pack_into(memory, Vmsa.es.offset, *segments)
-    vmsa.rip = cpu.rip
+    lay = cpu.layout
+    quadwords, words = _quadwords(vmsa), cpu.words
+    for at, there in _copied(lay):
+        quadwords[at] = words[there]
+    for at, there in _segments(lay):
+        last = words[there + 2]
+        attributes = vmsa_attributes(last >> 32)
+        quadwords[at] = words[there] & 0xFFFF | attributes << 16 | (last & 0xFFFF_FFFF) << 32
+        quadwords[at + 1] = words[there + 1]
     vmsa.rflags = cpu.rflags
-    vmsa.cr0, vmsa.cr2, vmsa.cr3, vmsa.cr4 = cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4]
     vmsa.efer = cpu.word(lay.efer) | EFER_SVME
-    vmsa.dr0, vmsa.dr1, vmsa.dr2, vmsa.dr3 = cpu.dr[0], cpu.dr[1], cpu.dr[2], cpu.dr[3]
-    vmsa.dr6 = cpu.dr[6]
-    vmsa.star = cpu.word(lay.star)
-    vmsa.lstar = cpu.word(lay.lstar)
-    vmsa.cstar = cpu.word(lay.cstar)
-    vmsa.sfmask = cpu.word(lay.fmask)
-    vmsa.kernel_gs_base = cpu.word(lay.kernel_gs_base)
     vmsa.sysenter_cs = cpu.half(lay.sysenter_cs)
-    vmsa.sysenter_esp = cpu.word(lay.sysenter_esp)
-    vmsa.sysenter_eip = cpu.word(lay.sysenter_eip)
-    vmsa.g_pat = cpu.word(lay.pat)
     vmsa.tsc_aux = cpu.word(lay.tsc_aux) & 0xFFFF_FFFF
-    vmsa.xcr0 = cpu.word(lay.xcr0)
     vmsa.cpl = cpu.cpl
     control = vmsa.vintr_ctrl & ~_VINTR_SHADOW
     vmsa.vintr_ctrl = control | (_VINTR_SHADOW if cpu.interrupt_shadow else 0)
@@ -213,27 +222,31 @@ def save(cpu: UnicornCpu, vmsa: Vmsa) -> None:
 def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     lay, state, memory = cpu.layout, cpu.state, vmsa.memory
     base = lay.efer
-    status = vmsa.x87_fsw
+    status, control, mxcsr = vmsa.x87_fsw, vmsa.x87_fcw, vmsa.mxcsr & _MXCSR
     top = (status & _FSW_TOP) >> _FSW_TOP_SHIFT
-    struct.pack_into("<IHH", state, base + _FPSTT, top, status & ~_FSW_TOP, vmsa.x87_fcw)
+    _TOP_AND_STATUS.pack_into(state, base + _FPSTT, top, status & ~_FSW_TOP)
     tags = vmsa.x87_ftw
     state[base + _FPTAGS : base + _FPTAGS + 8] = bytes(
-        tags >> 2 * register & 3 == 3 for register in range(8)
+        [tags >> shift & 3 == 3 for shift in range(0, 16, 2)]
     )
     stack = _VMSA_X87.unpack_from(memory, Vmsa.fpreg_x87.offset)
     # Register 0 of the stack is the one that TOP names.
     _ENGINE_X87.pack_into(state, base + _FPREGS, *stack[8 - top :], *stack[: 8 - top])
     xmm = _VMSA_XMM.unpack_from(memory, Vmsa.fpreg_xmm.offset)
     _ENGINE_XMM.pack_into(state, lay.xmm, *xmm)
-    # The rounding modes that follow from the control words live elsewhere in the engine.
-    cpu.reg_write(x86.UC_X86_REG_FPCW, vmsa.x87_fcw)
-    cpu.reg_write(x86.UC_X86_REG_MXCSR, vmsa.mxcsr & _MXCSR)
+    # The rounding modes that follow from the control words live elsewhere in the engine, and are
+    # right as long as the control words are the same.
+    if control != _CONTROL.unpack_from(state, base + _FPUC)[0]:
+        cpu.reg_write(x86.UC_X86_REG_FPCW, control)
+    if mxcsr != cpu.half(lay.mxcsr):
+        cpu.reg_write(x86.UC_X86_REG_MXCSR, mxcsr)
 
 
 def _save_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     lay, state, memory = cpu.layout, cpu.state, vmsa.memory
     base = lay.efer
-    top, status, control = struct.unpack_from("<IHH", state, base + _FPSTT)
+    top, status = _TOP_AND_STATUS.unpack_from(state, base + _FPSTT)
+    (control,) = _CONTROL.unpack_from(state, base + _FPUC)
     top &= 7
     tags = 0
     for register, empty in enumerate(state[base + _FPTAGS : base + _FPTAGS + 8]):
