@@ -68,13 +68,13 @@ class PhysicalAccess:
             GuestFault: #VC 0x404, the page is not validated.
         """
         plain = gpa & ~C_BIT
+        page = plain >> PAGE_SHIFT
+        if page in self._vmpl0_pages and not vmpl and gpa & C_BIT and kind is not AccessKind.FETCH:
+            return plain, False
         needed = _NEEDED.get(kind)
         if needed is not None and (
             gpa & C_BIT or kind is AccessKind.WALK or kind is AccessKind.WALK_UPDATE
         ):
-            page = plain >> PAGE_SHIFT
-            if not vmpl and page in self._vmpl0_pages:
-                return plain, False
             allowed = self._rmp.permissions(page, vmpl)
             if not vmpl and allowed & _READ_WRITE == _READ_WRITE:
                 self._vmpl0_pages.add(page)
