@@ -6,6 +6,7 @@ Everything but click is imported where it is used: `svsmd --version` must not wa
 Spec: docs/cli.md.
 """
 
+import gc
 import json
 import os
 import sys
@@ -299,6 +300,9 @@ def run(
     """Run a machine: the demo guest, or a kernel, under the SVSM."""
     machine = _machine_config(**machine_options, on_reboot=OnReboot(on_reboot))  # type: ignore[arg-type]  # as click parsed them
 
+    # What imports and a launch make stays: looking for garbage in it takes longer each time.
+    gc.disable()
+
     from svsmd.payload import read_payload
 
     payload = read_payload(machine)  # goes on while the rest is imported
@@ -313,6 +317,12 @@ def run(
         from svsmd.gdbstub.machine_target import MachineTarget
 
         return MachineTarget(machine)
+
+    def build(config: MachineConfig) -> "Machine":
+        machine = build_machine(config, payload=payload)
+        gc.freeze()
+        gc.enable()
+        return machine
 
     logs.configure(-1 if quiet else verbose)
     config = daemon.RunConfig(
@@ -330,7 +340,7 @@ def run(
         partial(
             daemon.run,
             config,
-            build_machine=partial(build_machine, payload=payload),
+            build_machine=build,
             build_target=build_target,
             say=(lambda _line: None) if quiet else say,
         )
