@@ -24,6 +24,7 @@ from svsmd.gdbstub.target import (
     SupportsFiles,
     SupportsMonitor,
     SupportsProcesses,
+    SupportsStepInterrupts,
     SupportsWatchpoints,
     TargetError,
     ThreadId,
@@ -138,6 +139,7 @@ def test_protocols(make: Make) -> None:
     assert isinstance(target, SupportsMonitor)
     assert isinstance(target, SupportsProcesses)
     assert isinstance(target, SupportsFiles)
+    assert isinstance(target, SupportsStepInterrupts)
 
 
 @pytest.mark.parametrize("activity", Activity)
@@ -565,6 +567,24 @@ def test_stepping_a_halt_goes_to_the_next_timer(make: Make) -> None:
     assert fired == [5000]
     assert ticks(target) == 5000
     assert register(target, "rip") == CODE + 1
+
+
+def test_steps_take_interrupts_if_they_shall(make: Make) -> None:
+    target = make(HLT)
+
+    def taken() -> bool:
+        return target.whole.step_interrupts
+
+    command = target.monitor_commands["step-irq"]
+    assert not taken()
+    assert command.run([]) == "interrupts wait while a step is made\n"
+    assert command.run(["on"]) == command.run([]) == "steps take interrupts, as a free run does\n"
+    assert taken()
+    for mistake in (["maybe"], ["on", "off"]):
+        with pytest.raises(TargetError, match="on or off"):
+            command.run(mistake)
+    command.run(["off"])
+    assert not taken()
 
 
 def test_others_stand_still(make: Make) -> None:
