@@ -294,6 +294,27 @@ def test_a_read_only_register_says_so() -> None:
     assert announced.ask(packet) == b"E.the VMPL of a VMSA is fixed"
 
 
+def test_a_value_that_is_there_can_be_written_anywhere(client: Client) -> None:
+    """gdb puts registers back that it has not looked at in the meantime."""
+    assert client.ask(b"P%x=02000000" % REGISTER_NUMBERS["vmpl"]) == b"OK"
+
+
+def test_write_all_registers_with_a_selector_that_brings_a_base(client: Client) -> None:
+    machine = client.machine
+    write = machine.write_register
+
+    def write_register(thread: ThreadId, name: str, value: int) -> None:
+        write(thread, name, value)
+        if name == "fs":
+            write(thread, "fs_base", 0x5000)
+
+    machine.write_register = write_register  # type: ignore[method-assign]
+    data = bytearray.fromhex(client.ask(b"g").decode())
+    data[156:160] = bytes.fromhex("2b000000")
+    assert client.ask(b"G" + data.hex().encode()) == b"OK"
+    assert client.ask(b"g") == data.hex().encode()
+
+
 # Memory
 
 

@@ -32,10 +32,12 @@ def write_all(ctx: Context, args: bytes) -> bytes:
     new = parse_hex_data(args)
     if len(new) != G_LAYOUT.size:
         raise PacketError(Errno.INVALID, f"need {G_LAYOUT.size} bytes of registers")
-    old = ctx.target.read_registers(ctx.general)
-    for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
-        if new[span] != old[span]:
-            _write(ctx, register, new[span])
+    # A selector that is written brings a base with it, so the second time round all are right.
+    for _ in range(2):
+        old = ctx.target.read_registers(ctx.general)
+        for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
+            if new[span] != old[span]:
+                _write(ctx, register, new[span])
     return OK
 
 
@@ -51,13 +53,14 @@ def read_one(ctx: Context, args: bytes) -> bytes:
 
 
 def write_one(ctx: Context, args: bytes) -> bytes:
-    """`P NUMBER=DATA`."""
+    """`P NUMBER=DATA`; a value that is there already can be written to any register."""
     number, _, text = args.partition(b"=")
     _, register = _register(number)
     data = parse_hex_data(text)
     if len(data) != register.nbytes:
         raise PacketError(Errno.INVALID, f"{register.name} has {register.nbytes} bytes")
-    _write(ctx, register, data)
+    if read_one(ctx, number) != data.hex().encode():
+        _write(ctx, register, data)
     return OK
 
 
