@@ -65,12 +65,14 @@ _SSE: Final = [
 _LINUX: Final = [Register("orig_rax", 64, "int64", "system")]
 _SEGMENTS: Final = _registers(64, "fs_base gs_base", "int64")
 _SYSTEM: Final = [
-    Register("cr0", 64, "svsmd_cr0", "system"),
+    # gdb assigns to flags what has their size: 32 bits, and `set $cr0 = 1` works. The upper halves
+    # of these are reserved.
+    Register("cr0", 32, "svsmd_cr0", "system"),
     Register("cr2", 64, "data_ptr", "system"),
     Register("cr3", 64, "uint64", "system"),
-    Register("cr4", 64, "svsmd_cr4", "system"),
+    Register("cr4", 32, "svsmd_cr4", "system"),
     Register("cr8", 64, "uint64", "system"),
-    Register("efer", 64, "svsmd_efer", "system"),
+    Register("efer", 32, "svsmd_efer", "system"),
     # The bases of FS and GS are in the segments feature.
     *_registers(64, "cs_base ss_base ds_base es_base", "data_ptr", "system"),
     *_registers(32, "cs_limit ss_limit ds_limit es_limit fs_limit gs_limit", "uint32", "system"),
@@ -213,9 +215,9 @@ TARGET_XML: Final[bytes] = "".join(
         _feature(
             "org.svsmd.system",
             _SYSTEM,
-            _flags("svsmd_cr0", 8, _CR0_BITS)
-            + _flags("svsmd_cr4", 8, _CR4_BITS)
-            + _flags("svsmd_efer", 8, _EFER_BITS)
+            _flags("svsmd_cr0", 4, _CR0_BITS)
+            + _flags("svsmd_cr4", 4, _CR4_BITS)
+            + _flags("svsmd_efer", 4, _EFER_BITS)
             + _enum("svsmd_cpu_mode", 4, _CPU_MODES),
         ),
         _feature("org.svsmd.snp", _SNP, _enum("svsmd_event", 4, _EVENTS)),

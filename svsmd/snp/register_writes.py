@@ -196,7 +196,7 @@ class RegisterWrites:
             instruction(value)
         except GuestFault:
             raise ValueError(
-                f"{name} cannot become {value:#x} here: the processor would raise #GP "
+                f"{name} cannot become {value:#x} here: a general protection exception "
                 f"(24593, {_SECTIONS[name]})"
             ) from None
 

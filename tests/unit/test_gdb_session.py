@@ -252,7 +252,7 @@ def test_write_all_registers_writes_what_differs(client: Client) -> None:
 @pytest.mark.parametrize("name", ["rax", "eflags", "st3", "xmm7", "gs_base", "cr3", "efer", "tr"])
 def test_write_and_read_one_register(client: Client, name: str) -> None:
     number = REGISTER_NUMBERS[name]
-    nbytes = {"eflags": 4, "st3": 10, "xmm7": 16, "tr": 4}.get(name, 8)
+    nbytes = {"eflags": 4, "efer": 4, "st3": 10, "xmm7": 16, "tr": 4}.get(name, 8)
     value = bytes(range(1, nbytes + 1)).hex().encode()
     assert client.ask(b"P%x=%b" % (number, value)) == b"OK"
     assert client.ask(b"p%x" % number) == value
@@ -287,11 +287,9 @@ def test_malformed_register_packets(client: Client, packet: bytes) -> None:
     assert client.ask(packet) == b"E16"
 
 
-def test_a_read_only_register_says_so() -> None:
+def test_a_read_only_register_says_so(client: Client) -> None:
     packet = b"P%x=00000000" % REGISTER_NUMBERS["vmpl"]
-    assert Client().ask(packet) == b"E0e"
-    announced = Client(hello=GDB_FEATURES + b";error-message+")
-    assert announced.ask(packet) == b"E.the VMPL of a VMSA is fixed"
+    assert client.ask(packet) == b"E.the VMPL of a VMSA is fixed"
 
 
 def test_a_value_that_is_there_can_be_written_anywhere(client: Client) -> None:

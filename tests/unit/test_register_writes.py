@@ -138,20 +138,20 @@ REFUSED = [
     ("eflags", 1 << 17 | 2, "VM changes by IRET"),
     *((name, 1 << 16, "has 16 bits") for name in ("fctrl", "fstat", "ftag", "mxcsr")),
     *((name, 0, "no x87 instruction") for name in ("fiseg", "fioff", "foseg", "fooff", "fop")),
-    ("cr0", 1 << 32 | 0x8000_0011, r"#GP \(24593, 3.1.1\)"),
-    ("cr0", 0x8000_0010, "#GP"),  # paging without protection
-    ("cr0", 0xA000_0011, "#GP"),  # NW without CD
-    ("cr0", 0x11, "#GP"),  # no paging in 64-bit code
+    ("cr0", 1 << 32 | 0x8000_0011, r"protection exception \(24593, 3.1.1\)"),
+    ("cr0", 0x8000_0010, "general protection"),  # paging without protection
+    ("cr0", 0xA000_0011, "general protection"),  # NW without CD
+    ("cr0", 0x11, "general protection"),  # no paging in 64-bit code
     ("cr3", 1 << 40, "has 40 bits"),
-    ("cr4", 0, r"#GP \(24593, 3.1.3\)"),  # long mode without PAE
-    ("cr4", 1 << 17 | 0x20, "#GP"),  # PCIDE
-    ("cr4", 1 << 18 | 0x20, "#GP"),  # OSXSAVE
+    ("cr4", 0, r"protection exception \(24593, 3.1.3\)"),  # long mode without PAE
+    ("cr4", 1 << 17 | 0x20, "general protection"),  # PCIDE
+    ("cr4", 1 << 18 | 0x20, "general protection"),  # OSXSAVE
     ("efer", 0xD01, "without SVME"),
     ("efer", 0x1101, "LMA follows"),
-    ("efer", 0x1400, r"#GP \(24593, 3.1.7\)"),  # LME
-    ("efer", 0x1501 | 1 << 16, "#GP"),
-    ("efer", 0x1501 | 1 << 13, "#GP"),  # LMSLE
-    ("dr6", 1 << 32, "#GP"),
+    ("efer", 0x1400, r"protection exception \(24593, 3.1.7\)"),  # LME
+    ("efer", 0x1501 | 1 << 16, "general protection"),
+    ("efer", 0x1501 | 1 << 13, "general protection"),  # LMSLE
+    ("dr6", 1 << 32, "general protection"),
     ("cs_base", 0x1000, "64-bit code has no CS base"),
     *((f"{name}_base", 1 << 32, "has 32 bits") for name in ("es", "cs", "ss", "ds")),
     *(
@@ -272,7 +272,7 @@ def test_long_mode_step_by_step() -> None:
     registers = loaded(m)
     assert registers.read("cpu_mode") == CpuMode.PROTECTED_32
     registers.write("efer", int(Efer.SVME | Efer.LME))
-    with pytest.raises(ValueError, match="#GP"):  # with LME, paging needs PAE
+    with pytest.raises(ValueError, match="general protection"):  # with LME, paging needs PAE
         registers.write("cr0", int(Cr0.PG | Cr0.PE | Cr0.ET))
     registers.write("cr4", int(Cr4.PAE))
     registers.write("cr3", PML4 | C_BIT)

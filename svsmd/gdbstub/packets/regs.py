@@ -18,7 +18,7 @@ from svsmd.gdbstub.packets.context import (
     parse_hex,
     parse_hex_data,
 )
-from svsmd.gdbstub.target import G_LAYOUT
+from svsmd.gdbstub.target import G_LAYOUT, TargetError
 from svsmd.gdbstub.target_xml import G_REGISTERS, G_SPANS, REGISTERS, Register
 
 
@@ -60,7 +60,11 @@ def write_one(ctx: Context, args: bytes) -> bytes:
     if len(data) != register.nbytes:
         raise PacketError(Errno.INVALID, f"{register.name} has {register.nbytes} bytes")
     if read_one(ctx, number) != data.hex().encode():
-        _write(ctx, register, data)
+        try:
+            _write(ctx, register, data)
+        except TargetError as error:
+            # gdb shows what comes behind "E." here long before it announces error-message+.
+            return b"E." + str(error).encode()
     return OK
 
 
