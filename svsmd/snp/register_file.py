@@ -118,7 +118,7 @@ class RegisterFile:
     # -- by name ----------------------------------------------------------------------------
 
     def read(self, name: str) -> int:
-        """Value of a register.
+        """Value of a register. DR7 is none of those that are here: the host keeps a guest's.
 
         Raises:
             UnknownRegister: there is none of that name.
@@ -130,7 +130,7 @@ class RegisterFile:
             return self._processor.vmcb.v_tpr
         if name in CONTROL:
             return cpu.cr[CONTROL[name]]
-        if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6", "7"):
+        if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6"):
             return cpu.dr[int(name[2:])]
         match name:
             case "efer":
@@ -159,9 +159,7 @@ class RegisterFile:
         raise UnknownRegister(f"there is no register {name}")
 
     def value(self, name: str) -> int:
-        """Any register of up to 64 bits that the `g` packet or `read` has, but for DR7.
-
-        That of a guest is kept by its host.
+        """Any register of up to 64 bits that the `g` packet or `read` has.
 
         Raises:
             UnknownRegister: there is none of that name.
@@ -181,8 +179,6 @@ class RegisterFile:
                 return self.x87().fsw
             case "ftag":
                 return self.x87().ftw
-            case "dr7":
-                raise UnknownRegister("the host keeps DR7")
             case _:
                 return self.read(name)
 

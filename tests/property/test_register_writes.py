@@ -7,7 +7,9 @@ faults, or crashes, as it would on hardware.
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,15 +17,18 @@ from hypothesis import strategies as st
 
 from svsmd.config import MIB, MachineConfig
 from svsmd.gdbstub.machine_target import MachineTarget
-from svsmd.gdbstub.target import TargetError
-from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS, REGISTERS, Register
-from svsmd.machine import build_machine
+from svsmd.gdbstub.packets import regs
+from svsmd.gdbstub.packets.context import Context
+from svsmd.gdbstub.target import Stopped, TargetError
+from svsmd.gdbstub.target_xml import G_REGISTERS, REGISTER_NUMBERS, REGISTERS, Register
+from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import Ended
 from svsmd.snp.register_writes import ReadOnlyRegister
 from svsmd.snp.types import C_BIT
 from svsmd.snp.vmsa import Vmsa
 from svsmd.snp.vmsa_state import illegal_state
 from tests.bare_machine import CODE, DATA, GDT, IDT, KERNEL_SS, PML4, USER_CS, VMSA, BareMachine
+from tests.unit.test_machine_target import HLT, elf
 from tests.unit.test_register_writes import loaded, protected_mode, real_mode, state, value
 
 HOST_KEPT = {"cr8", "dr7", "ghcb", "ghcb_msr"}
@@ -139,20 +144,30 @@ def test_a_machine_with_an_svsm_survives_or_crashes(
         end = whole.run_slice(200_000)
 
 
-def test_g_holds_what_was_written() -> None:
-    """The registers of the `g` packet, all at once in one machine."""
-    whole = build_machine(MachineConfig(seed=b"test", rtc=0, memory=64 * MIB))
-    target = MachineTarget(whole)
-    thread = target.process_threads()[-1].id
-    for thread in (t.id for t in target.process_threads()):
-        if target.read_register(thread, "cr0"):
-            break
-    g = target.read_registers(thread)
-    for register, span in zip(REGISTERS, G_SPANS, strict=False):
-        if register.name.startswith(("st", "xmm", "r8", "rax")):
-            wanted = width(register) // 3
-            target.write_register(thread, register.name, wanted)
-            found = target.read_registers(thread)
-            assert int.from_bytes(found[span], "little") == wanted
-            assert found[: span.start] + g[span] + found[span.stop :] == g
-            target.write_register(thread, register.name, int.from_bytes(g[span], "little"))
+IN_G = [r for r in REGISTERS[:G_REGISTERS] if r.name != "orig_rax"]
+
+
+@cache
+def context() -> Context:
+    """A debugger of a machine whose guest, on its own, stands at its first instruction."""
+    path = Path(tempfile.mkdtemp()) / "kernel"
+    path.write_bytes(elf(HLT))
+    config = MachineConfig(
+        seed=b"test", rtc=0, kernel=path, svsm=False, guest_vmpl=0, memory=32 * MIB
+    )
+    target = MachineTarget(Machine(config))
+    return Context(target, Stopped(1), target.threads()[0].id)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(IN_G), VALUES), min_size=1, max_size=6))
+def test_g_gives_back_what_it_has_read(writes: list[tuple[Register, int]]) -> None:
+    ctx = context()
+    before = regs.read_all(ctx, b"")
+    for register, wide in writes:
+        number, data = REGISTER_NUMBERS[register.name], wide & width(register)
+        text = data.to_bytes(register.nbytes, "little").hex().encode()
+        reply = regs.write_one(ctx, b"%x=%b" % (number, text))
+        assert reply == b"OK" or reply.startswith(b"E."), reply
+    assert regs.write_all(ctx, before) == b"OK"
+    assert regs.read_all(ctx, b"") == before

@@ -31,6 +31,7 @@ from svsmd.gdbstub.target import (
     Signal,
     StopEvent,
     Stopped,
+    TargetError,
     ThreadId,
     WatchpointKind,
 )
@@ -311,6 +312,24 @@ def test_write_all_registers_with_a_selector_that_brings_a_base(client: Client) 
     data[156:160] = bytes.fromhex("2b000000")
     assert client.ask(b"G" + data.hex().encode()) == b"OK"
     assert client.ask(b"g") == data.hex().encode()
+
+
+def test_write_all_registers_or_none(client: Client) -> None:
+    machine = client.machine
+    write = machine.write_register
+
+    def write_register(thread: ThreadId, name: str, value: int) -> None:
+        if name == "cs":
+            raise TargetError("cs cannot be null")
+        write(thread, name, value)
+
+    machine.write_register = write_register  # type: ignore[method-assign]
+    before = client.ask(b"g")
+    data = bytearray.fromhex(before.decode())
+    struct.pack_into("<Q", data, 8, 0x1234)
+    data[140:144] = b"\x33\0\0\0"
+    assert client.ask(b"G" + data.hex().encode()) == b"E0e"
+    assert client.ask(b"g") == before
 
 
 # Memory

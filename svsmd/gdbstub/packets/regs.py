@@ -28,17 +28,26 @@ def read_all(ctx: Context, args: bytes) -> bytes:
 
 
 def write_all(ctx: Context, args: bytes) -> bytes:
-    """`G DATA`: only the registers whose value changes are written."""
+    """`G DATA`: only the registers whose value changes are written; all of them, or none."""
     new = parse_hex_data(args)
     if len(new) != G_LAYOUT.size:
         raise PacketError(Errno.INVALID, f"need {G_LAYOUT.size} bytes of registers")
+    old = ctx.target.read_registers(ctx.general)
+    try:
+        _put(ctx, new)
+    except TargetError:
+        _put(ctx, old)
+        raise
+    return OK
+
+
+def _put(ctx: Context, new: bytes) -> None:
     # A selector that is written brings a base with it, so the second time round all are right.
     for _ in range(2):
         old = ctx.target.read_registers(ctx.general)
         for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
             if new[span] != old[span]:
                 _write(ctx, register, new[span])
-    return OK
 
 
 def read_one(ctx: Context, args: bytes) -> bytes:
