@@ -438,12 +438,13 @@ class Machine:
         """The vCPU that ran last, or runs next."""
         return self.hypervisor.current_vcpu
 
-    def step_vcpu(self, index: int) -> SliceEnd:
+    def step_vcpu(self, index: int, *, hold_interrupts: bool = False) -> SliceEnd:
         """Executes one instruction of a vCPU while the others stand still.
 
         Interrupts and timers that are due come as in a free run; the delivery of one is a step of
-        its own. If all vCPUs are halted, the clock jumps to the next timer, once. A vCPU that has
-        nothing to run comes back at once, as Idle; a machine that was reset, as Stopped.
+        its own. With `hold_interrupts` they stay pending (see Hypervisor.step_vcpu). If all vCPUs
+        are halted, the clock jumps to the next timer, once. A vCPU that has nothing to run comes
+        back at once, as Idle; a machine that was reset, as Stopped.
         """
         debug = self.silicon.debug
         self.silicon.cpu.clear_stop()
@@ -451,7 +452,7 @@ class Machine:
         jumped = False
         try:
             for _ in range(_STEP_TRIES):
-                outcome = self.hypervisor.step_vcpu(index)
+                outcome = self.hypervisor.step_vcpu(index, hold_interrupts=hold_interrupts)
                 match outcome:
                     case None:
                         return Idle(None)

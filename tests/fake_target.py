@@ -91,6 +91,7 @@ class FakeMachine:
         self.physical = False
         """Whether the last breakpoint was by physical address."""
         self.watchpoints: list[tuple[int, WatchpointKind, int, int]] = []
+        self.step_interrupts = False
         self.in_slice = False
         self.ended: Exited | None = None
 

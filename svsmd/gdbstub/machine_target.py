@@ -93,6 +93,8 @@ class MachineTarget:
         self._breakpoints = MachineBreakpoints(lambda: machine.silicon.debug)
         self._watches: dict[_WatchKey, list[tuple[int, int]]] = {}
         self._watch_worlds: dict[_WatchKey, ThreadId] = {}
+        self.step_interrupts = False
+        """See SupportsStepInterrupts."""
         self._arrivals: list[_Arrival] = []
         """Where the thread that is being stepped comes back."""
         self._catchpoints = Catchpoints(lambda: machine.events)
@@ -105,6 +107,7 @@ class MachineTarget:
             "breakpoints": MonitorCommand(
                 "", "breakpoints, hits and evaluated conditions", self._list_breakpoints
             ),
+            "step-irq": MonitorCommand("[on|off]", "whether steps take interrupts", self._step_irq),
         }
         self._tables = machine_tables(self.view)
 
@@ -306,7 +309,8 @@ class MachineTarget:
         """Step a thread that runs, and the SVSM while it is at the thread's service."""
         pc, left = self._pc(thread), False
         for _ in range(_MAX_SERVICE_STEPS):
-            event = self._step(vcpu.index)
+            # What the SVSM does for it, it does as in a free run.
+            event = self._step(vcpu.index, own=not left)
             if isinstance(event, Exited):
                 return event
             if self._worlds.vcpu_of(thread) is not None:
@@ -389,9 +393,13 @@ class MachineTarget:
             self._machine.silicon.debug.remove_breakpoint(arrival.breakpoint)
         self._arrivals.clear()
 
-    def _step(self, index: int) -> Stopped | Exited | None:
-        """Execute one instruction of a vCPU; None if it has none to execute."""
-        end = self._machine.step_vcpu(index)
+    def _step(self, index: int, *, own: bool = True) -> Stopped | Exited | None:
+        """Execute one instruction of a vCPU; None if it has none to execute.
+
+        `own`: of the thread that is stepped, which takes no interrupts unless it shall.
+        """
+        hold = own and not self.step_interrupts
+        end = self._machine.step_vcpu(index, hold_interrupts=hold)
         match end:
             case Ended(exit_code, _):
                 return Exited(exit_code)
@@ -421,6 +429,18 @@ class MachineTarget:
     def select(self, thread: ThreadId) -> None:
         """See SupportsSelection."""
         self.view.thread = thread
+
+    def _step_irq(self, arguments: Sequence[str]) -> str:
+        match arguments:
+            case []:
+                pass
+            case ["on" | "off" as state]:
+                self.step_interrupts = state == "on"
+            case _:
+                raise TargetError("step-irq is on or off")
+        if self.step_interrupts:
+            return "steps take interrupts, as a free run does\n"
+        return "interrupts wait while a step is made\n"
 
     def _list_breakpoints(self, arguments: Sequence[str]) -> str:
         if arguments:

@@ -234,6 +234,7 @@ class Session:
     def _release(self) -> None:
         breakpoints.remove_all(self._context)
         signals.release(self._context)
+        physical.release(self._context)
         self._runner.detach(resume=self._resume_at_end)
 
     def _move(self, trigger: Trigger) -> None:

@@ -25,6 +25,7 @@ from svsmd.core.trap_frame import FRAME_SIZE, TrapFrame
 from svsmd.gdbstub.target import G_LAYOUT, NO_SYSCALL, TargetError
 from svsmd.gdbstub.target_xml import SYSTEM_REGISTERS
 from svsmd.gdbstub.world_view import View, WorldView
+from svsmd.snp.cpu_mode import CpuMode
 from svsmd.snp.silicon import Silicon
 from svsmd.snp.types import PAGE_MASK, PAGE_SIZE
 
@@ -134,6 +135,11 @@ class ProgramThread(View):
             return self._cpu.read_register(name)
         if name not in SYSTEM_REGISTERS:
             raise TargetError(f"there is no register {name}")
+        match name:
+            case "cpu_mode":
+                return CpuMode.LONG_64
+            case "pc_lin":
+                return self.pc
         return None
 
     def write_register(self, name: str, value: int) -> None:

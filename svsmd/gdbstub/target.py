@@ -241,6 +241,18 @@ class SupportsProcesses(Protocol):
 
 
 @runtime_checkable
+class SupportsStepInterrupts(Protocol):
+    """A machine that can hold interrupts back while it makes a step.
+
+    Attributes:
+        step_interrupts: steps take interrupts and NMIs, as a free run does. Else they stay pending,
+            until the machine runs.
+    """
+
+    step_interrupts: bool
+
+
+@runtime_checkable
 class SupportsFiles(Protocol):
     """A machine that has the executables of its processes."""
 

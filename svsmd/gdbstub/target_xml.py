@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from svsmd.gdbstub.target import G_LAYOUT
+from svsmd.snp.cpu_mode import CpuMode
 from svsmd.snp.events import EventClass
 
 
@@ -29,6 +30,8 @@ class Register:
     bitsize: int
     type: str = "int"
     group: str | None = None
+    saved: bool = True
+    """gdb puts it back after it has called a function of the guest: it can be written."""
 
     @property
     def nbytes(self) -> int:
@@ -38,6 +41,11 @@ class Register:
 
 def _registers(bitsize: int, names: str, type_: str, group: str | None = None) -> list[Register]:
     return [Register(name, bitsize, type_, group) for name in names.split()]
+
+
+def _event_registers(bitsize: int, names: str) -> list[Register]:
+    type_ = f"uint{bitsize}"
+    return [Register(name, bitsize, type_, "system", saved=False) for name in names.split()]
 
 
 _CORE: Final = [
@@ -57,12 +65,14 @@ _SSE: Final = [
 _LINUX: Final = [Register("orig_rax", 64, "int64", "system")]
 _SEGMENTS: Final = _registers(64, "fs_base gs_base", "int64")
 _SYSTEM: Final = [
-    Register("cr0", 64, "svsmd_cr0", "system"),
+    # gdb assigns to flags what has their size: 32 bits, and `set $cr0 = 1` works. The upper halves
+    # of these are reserved.
+    Register("cr0", 32, "svsmd_cr0", "system"),
     Register("cr2", 64, "data_ptr", "system"),
     Register("cr3", 64, "uint64", "system"),
-    Register("cr4", 64, "svsmd_cr4", "system"),
+    Register("cr4", 32, "svsmd_cr4", "system"),
     Register("cr8", 64, "uint64", "system"),
-    Register("efer", 64, "svsmd_efer", "system"),
+    Register("efer", 32, "svsmd_efer", "system"),
     # The bases of FS and GS are in the segments feature.
     *_registers(64, "cs_base ss_base ds_base es_base", "data_ptr", "system"),
     *_registers(32, "cs_limit ss_limit ds_limit es_limit fs_limit gs_limit", "uint32", "system"),
@@ -77,17 +87,26 @@ _SYSTEM: Final = [
     Register("star", 64, "uint64", "system"),
     *_registers(64, "lstar cstar", "code_ptr", "system"),
     Register("fmask", 64, "uint64", "system"),
+    Register("sysenter_cs", 64, "uint64", "system"),
+    Register("sysenter_esp", 64, "data_ptr", "system"),
+    Register("sysenter_eip", 64, "code_ptr", "system"),
+    *_registers(64, "pat tsc_aux", "uint64", "system"),
+    Register("tsc", 64, "uint64", "system", saved=False),
+    Register("cpu_mode", 32, "svsmd_cpu_mode", "system", saved=False),
+    Register("pc_lin", 64, "code_ptr", "system", saved=False),
 ]
 _SNP: Final = [
-    Register("vmpl", 32, "uint32", "system"),
+    Register("vmpl", 32, "uint32", "system", saved=False),
+    Register("sev_status", 64, "uint64", "system", saved=False),
     # Of the current world.
-    Register("ghcb", 64, "uint64", "system"),
+    Register("ghcb", 64, "uint64", "system", saved=False),
+    Register("ghcb_msr", 64, "uint64", "system"),
     # Of the event that was caught last (svsmd/gdbstub/catchpoints.py).
-    Register("snp_event", 32, "svsmd_event", "system"),
-    *_registers(32, "snp_vcpu snp_vmpl_from snp_vmpl_to snp_protocol snp_task", "uint32", "system"),
-    *_registers(64, "snp_code snp_gpa snp_gva", "uint64", "system"),
-    *_registers(64, "snp_size snp_info1 snp_info2 snp_result", "uint64", "system"),
-    Register("snp_rip", 64, "code_ptr", "system"),
+    Register("snp_event", 32, "svsmd_event", "system", saved=False),
+    *_event_registers(32, "snp_vcpu snp_vmpl_from snp_vmpl_to snp_protocol snp_task"),
+    *_event_registers(64, "snp_code snp_gpa snp_gva"),
+    *_event_registers(64, "snp_size snp_info1 snp_info2 snp_result"),
+    Register("snp_rip", 64, "code_ptr", "system", saved=False),
 ]
 
 REGISTERS: Final[tuple[Register, ...]] = (*_CORE, *_SSE, *_LINUX, *_SEGMENTS, *_SYSTEM, *_SNP)
@@ -153,6 +172,7 @@ def _enum(name: str, nbytes: int, values: Mapping[str, int]) -> str:
     return f'<enum id="{name}" size="{nbytes}">{elements}</enum>'
 
 
+_CPU_MODES: Final = {mode.name: int(mode) for mode in CpuMode}
 _EVENTS: Final = {"NONE": 0} | {kind.name: int(kind) for kind in EventClass}
 
 _VEC128_LANES: Final = {
@@ -177,7 +197,8 @@ def _vec128() -> str:
 def _feature(name: str, registers: Sequence[Register], types: str = "") -> str:
     elements = "".join(
         f'<reg name="{register.name}" bitsize="{register.bitsize}" type="{register.type}"'
-        + (f' group="{register.group}"/>' if register.group else "/>")
+        + (f' group="{register.group}"' if register.group else "")
+        + ("/>" if register.saved else ' save-restore="no"/>')
         for register in registers
     )
     return f'<feature name="{name}">{types}{elements}</feature>'
@@ -194,9 +215,10 @@ TARGET_XML: Final[bytes] = "".join(
         _feature(
             "org.svsmd.system",
             _SYSTEM,
-            _flags("svsmd_cr0", 8, _CR0_BITS)
-            + _flags("svsmd_cr4", 8, _CR4_BITS)
-            + _flags("svsmd_efer", 8, _EFER_BITS),
+            _flags("svsmd_cr0", 4, _CR0_BITS)
+            + _flags("svsmd_cr4", 4, _CR4_BITS)
+            + _flags("svsmd_efer", 4, _EFER_BITS)
+            + _enum("svsmd_cpu_mode", 4, _CPU_MODES),
         ),
         _feature("org.svsmd.snp", _SNP, _enum("svsmd_event", 4, _EVENTS)),
         "</target>",

@@ -14,9 +14,10 @@ from typing import Final
 
 from svsmd.gdbstub.target import G_LAYOUT, NO_SYSCALL, TargetError
 from svsmd.gdbstub.why import debugger_refusal
-from svsmd.host.vcpu import Activity, World
+from svsmd.host.vcpu import DR7_AFTER_RESET, Activity, World
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.register_file import RegisterFile, UnknownRegister
+from svsmd.snp.register_writes import ReadOnlyRegister
 from svsmd.snp.silicon import Silicon
 from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE
 
@@ -32,6 +33,15 @@ NO_REGISTERS: Final = bytes(G_LAYOUT.size)
 _PC: Final = 16
 """Its place in `G_LAYOUT`."""
 MAX_ADDRESS: Final = (1 << 64) - 1
+_READ_ONLY: Final = {
+    "cpu_mode": "it follows from cr0, efer, eflags and cs",
+    "pc_lin": "set rip",
+    "vmpl": "it belongs to the VMSA",
+    "ghcb": "it is what the host has registered for the world",
+    "sev_status": "it follows from SEV_FEATURES of the VMSA",
+    "tsc": "it is the clock of the machine",
+}
+"""Registers and why they are that."""
 
 
 class View:
@@ -153,9 +163,18 @@ class WorldView(View):
 
     def read_register(self, name: str) -> int | None:
         """See Target."""
-        if name == "ghcb":
-            return self._world.ghcb_gpa or 0 if self._world is not None else 0
-        registers = self.load()
+        world, registers = self._world, self.load()
+        if world is None:
+            return 0
+        match name:  # of what the host keeps for a world
+            case "ghcb":
+                return world.ghcb_gpa or 0
+            case "ghcb_msr":
+                return world.vmcb.ghcb_msr
+            case "cr8":
+                return world.plane.apic.task_priority
+            case "dr7":
+                return world.dr7
         if registers is None:
             return 0
         try:
@@ -165,13 +184,25 @@ class WorldView(View):
 
     def write_register(self, name: str, value: int) -> None:
         """See Target."""
-        registers = self.load()
-        if registers is None:
+        world, registers = self._world, self.load()
+        if world is None or registers is None:
             raise TargetError(self._nothing)
-        try:
-            registers.write(name, value)
-        except (UnknownRegister, ValueError) as error:
-            raise TargetError(str(error)) from None
+        match name:
+            case "cr8":
+                _check_width("cr8", value, 4)
+                world.plane.apic.task_priority = world.vmcb.v_tpr = value
+            case "dr7":
+                _check_width("dr7", value, 32)
+                world.dr7 = value | DR7_AFTER_RESET
+            case "ghcb_msr":
+                world.vmcb.ghcb_msr = value
+            case _ if name in _READ_ONLY:
+                raise TargetError(f"{name} cannot be written: {_READ_ONLY[name]}")
+            case _:
+                try:
+                    registers.write(name, value)
+                except (ReadOnlyRegister, ValueError) as error:
+                    raise TargetError(str(error)) from None
 
     def code_bits(self) -> int:
         """See View."""
@@ -194,3 +225,8 @@ class WorldView(View):
         if not silicon.memory.contains(spa, left):
             raise TargetError(debugger_refusal(silicon.processor, gva))
         return spa, left
+
+
+def _check_width(name: str, value: int, bits: int) -> None:
+    if value >> bits:
+        raise TargetError(f"{name} has {bits} bits, {value:#x} has more")

@@ -120,6 +120,10 @@ class Hypervisor:
         self._end: End | None = None
         self._interrupted: tuple[Vcpu, int] | None = None
         """The VMRUN that a debugger stopped: its vCPU and deadline."""
+        self._held: World | None = None
+        """The world that a debugger steps, and which takes no interrupts meanwhile."""
+        self._holding_back: Vcpu | None = None
+        """A more privileged world of this vCPU may have an interrupt that waits for that."""
 
         platform.on_init = self._init
         platform.on_sipi = self._startup
@@ -159,12 +163,21 @@ class Hypervisor:
         """Index of the vCPU whose turn it is."""
         return self._scheduler.turn
 
-    def step_vcpu(self, index: int) -> HostOutcome | None:
+    def step_vcpu(self, index: int, *, hold_interrupts: bool = False) -> HostOutcome | None:
         """What step() does, for one vCPU alone; None if it has nothing to run, but others have.
 
         The vCPU that step() would run now runs just as there. Another one runs out of turn: whose
-        turn it is, and for how long, does not change.
+        turn it is, and for how long, does not change. With `hold_interrupts`, the world that it
+        runs takes no interrupt and no NMI, and is not left for a more privileged one that has
+        some, as long as it has anything to execute. They stay pending.
         """
+        self._held = self.vcpus[index].world if hold_interrupts else None
+        try:
+            return self._step_vcpu(index)
+        finally:
+            self._held = None
+
+    def _step_vcpu(self, index: int) -> HostOutcome | None:
         vcpu, interrupted = self.vcpus[index], self._interrupted
         if (
             self._events.pending
@@ -200,7 +213,7 @@ class Hypervisor:
                 if deadline <= clock.now and not resumed:
                     break
                 until = deadline
-            world = vcpu.world if resumed else vcpu.choose()
+            world = self._next_world(vcpu, resumed=resumed)
             resumed = False
             if world is None:
                 break
@@ -254,6 +267,18 @@ class Hypervisor:
                     assert_never(unreachable)
         return _CONTINUE
 
+    def _next_world(self, vcpu: Vcpu, *, resumed: bool) -> World | None:
+        """The world to run now; `resumed`: the one that was stopped in the middle of its VMRUN."""
+        held = self._held
+        if held is not None and vcpu.world is held and held.can_run():
+            self._holding_back = vcpu
+            return held
+        if self._holding_back is vcpu:
+            self._holding_back = None
+        elif resumed:
+            return vcpu.world
+        return vcpu.choose()
+
     def _switched(self, vcpu: Vcpu, world: World) -> None:
         before, vcpu.entered = vcpu.entered, world.vmpl
         if self._events.armed & EventClass.VMPL.bit and before is not None:
@@ -270,10 +295,15 @@ class Hypervisor:
         vmcb, plane = world.vmcb, world.plane
         apic = plane.apic
         world.activity = Activity.RUNNABLE
-        vector = apic.pending_vector()
+        held = world is self._held
+        vector = None if held else apic.pending_vector()
         vmcb.v_irq = vector
         vmcb.v_tpr = apic.task_priority
-        if plane.nmi_pending:
+        if held:
+            # Asked for by a VMRUN that a debugger stopped before it came to that.
+            plane.nmi_pending |= vmcb.v_nmi
+            vmcb.v_nmi = False
+        elif plane.nmi_pending:
             plane.nmi_pending = False
             vmcb.v_nmi = True
         exit_ = self._enter(world, until)

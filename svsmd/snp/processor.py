@@ -695,7 +695,7 @@ class Processor:
         if index == MSR_GHCB:
             self.cpu.shared.ghcb_msr = value
         elif index == MSR_EFER:
-            self._write_efer(value)
+            self.set_efer(value)
         elif index == SEV_STATUS_MSR or (index == MSR_GUEST_TSC_FREQ and self.secure_tsc):
             raise GuestFault(Vector.GP, 0)
         else:
@@ -722,7 +722,8 @@ class Processor:
         self.cpu.regs[0] = value & 0xFFFF_FFFF
         self.cpu.regs[2] = value >> 32
 
-    def _write_efer(self, value: int) -> None:
+    def set_efer(self, value: int) -> None:
+        """WRMSR of EFER (24593, 3.1.7). Raises GuestFault, with nothing changed."""
         cpu, lay = self.cpu, self.cpu.layout
         old = cpu.word(lay.efer)
         if value & ~(_EFER_WRITABLE | _EFER_LMA):
@@ -744,7 +745,7 @@ class Processor:
             value = cpu.regs[_general_register(code, start)]
         else:
             value = value & ~0xE | self._lmsw_operand(code[start + 2]) & 0xF | value & _CR0_PE
-        self._set_cr0(value)
+        self.set_cr0(value)
         return self.retire(cpu.shared.insn_length)
 
     def _read_cr8(self) -> bool:
@@ -769,7 +770,8 @@ class Processor:
         ((address, _),) = self.debug.operand_spans()[:1] or ((0, 0),)
         return int.from_bytes(self.read(address, 2, self.cpu.cpl), "little")
 
-    def _set_cr0(self, value: int) -> None:
+    def set_cr0(self, value: int) -> None:
+        """MOV to CR0 (24593, 3.1.1). Raises GuestFault, with nothing changed."""
         cpu, lay = self.cpu, self.cpu.layout
         if value >> 32 or not legal_cr0(value):
             raise GuestFault(Vector.GP, 0)
@@ -785,28 +787,36 @@ class Processor:
             efer &= ~_EFER_LMA
         cpu.set_word(lay.efer, efer)
         cpu.cr[0] = value | _CR0_ET
-        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=False)
+        cpl = cpu.cpl if value & _CR0_PE else 0
+        cpu.hflags = mode_flags(cpu, cpl, shadow=cpu.interrupt_shadow)
         if turned:
             cpu.select_nested_tables(self.vmpl)
         else:
             cpu.flush_tlb()
 
     def _write_cr4(self) -> bool:
-        """MOV to CR4 (24593, 3.1.3): only what CPUID offers can be set."""
         cpu = self.cpu
         code, start = self.opcode()
         rex = code[start - 1] if start and code[start - 1] & 0xF0 == 0x40 else 0
         value = cpu.regs[code[start + 2] & 7 | (8 if rex & 1 else 0)]
         if not self.paging_is_long():
             value &= 0xFFFF_FFFF
+        self.set_cr4(value)
+        return self.retire(cpu.shared.insn_length)
+
+    def set_cr4(self, value: int) -> None:
+        """MOV to CR4 (24593, 3.1.3): only what CPUID offers can be set.
+
+        Raises GuestFault, with nothing changed.
+        """
+        cpu = self.cpu
         if value & ~CR4_OFFERED:
             raise GuestFault(Vector.GP, 0)
         if cpu.word(cpu.layout.efer) & _EFER_LMA and not value & CR4_PAE:
             raise GuestFault(Vector.GP, 0)
         cpu.cr[4] = value
-        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=False)
+        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=cpu.interrupt_shadow)
         cpu.select_nested_tables(self.vmpl)
-        return self.retire(cpu.shared.insn_length)
 
     def _vmmcall(self) -> bool:
         code, start = self.opcode()
@@ -855,15 +865,18 @@ class Processor:
         if number == _DR7:
             return self.vc(0x37 if write else 0x27)
         if write:
-            value = self.cpu.regs[register]
-            if number == _DR6:
-                if value >> 32:
-                    raise GuestFault(Vector.GP, 0)
-                value = value & _DR6_WRITABLE | _DR6_ONES
-            self.cpu.dr[number] = value
+            self.set_debug_register(number, self.cpu.regs[register])
         else:
             self.cpu.regs[register] = self.cpu.dr[number]
         return self.retire(start + 3)
+
+    def set_debug_register(self, number: int, value: int) -> None:
+        """MOV to DR0 to DR3 or DR6 (24593, 13.1.1). Raises GuestFault, with nothing changed."""
+        if number == _DR6:
+            if value >> 32:
+                raise GuestFault(Vector.GP, 0)
+            value = value & _DR6_WRITABLE | _DR6_ONES
+        self.cpu.dr[number] = value
 
     # -- interrupts -------------------------------------------------------------------------
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unicorn import x86_const as x86
-
-from svsmd.snp.cpu_unicorn import UnicornCpu
+from svsmd.snp.cpu_mode import mode_of
 from svsmd.snp.register_names import CONTROL, GENERAL, MSRS, SEGMENTS
-from svsmd.snp.vmsa_state import mode_flags
+from svsmd.snp.register_writes import RegisterWrites
+from svsmd.snp.segment_loads import SEGMENT_STRIDE
 
-_SEGMENT_STRIDE: Final = 24
-_VECTOR_STRIDE: Final = 64
+if TYPE_CHECKING:
+    from svsmd.snp.processor import Processor
+
 _HF_CS32: Final = 1 << 4
 _HF_CS64: Final = 1 << 15
 _XMM: Final = struct.Struct("16s48x" * 16)
@@ -26,7 +26,7 @@ _FPU: Final = struct.Struct("<12xIHH8s4x" + "10s6x" * 8)
 
 
 class UnknownRegister(LookupError):
-    """There is no such register, or it cannot be written."""
+    """There is no such register."""
 
 
 class X87(NamedTuple):
@@ -41,16 +41,18 @@ class X87(NamedTuple):
 class RegisterFile:
     """Reads and writes the registers that are in the CPU now.
 
-    CR8 is not in the CPU: `task_priority` tells what it is.
+    Args:
+        forget_translations: see RegisterWrites.
     """
 
-    def __init__(self, cpu: UnicornCpu, task_priority: Callable[[], int]) -> None:
-        self._cpu = cpu
-        self._task_priority = task_priority
+    def __init__(self, processor: Processor, forget_translations: Callable[[], None]) -> None:
+        self._processor = processor
+        self._cpu = cpu = processor.cpu
+        self._writes = RegisterWrites(processor, forget_translations)
         self._xmm = cpu.bytes_at(cpu.layout.xmm, _XMM.size)
         self._fpu = cpu.bytes_at(cpu.layout.efer, _FPU.size)
         self._selector_offsets = [
-            (cpu.layout.segs + _SEGMENT_STRIDE * index) for index in range(len(SEGMENTS))
+            (cpu.layout.segs + SEGMENT_STRIDE * index) for index in range(len(SEGMENTS))
         ]
 
     # -- in bulk ----------------------------------------------------------------------------
@@ -116,7 +118,7 @@ class RegisterFile:
     # -- by name ----------------------------------------------------------------------------
 
     def read(self, name: str) -> int:
-        """Value of a register.
+        """Value of a register. DR7 is none of those that are here: the host keeps a guest's.
 
         Raises:
             UnknownRegister: there is none of that name.
@@ -125,15 +127,26 @@ class RegisterFile:
         if name in MSRS:
             return cpu.word(getattr(lay, MSRS[name]))
         if name == "cr8":
-            return self._task_priority()
+            return self._processor.vmcb.v_tpr
         if name in CONTROL:
             return cpu.cr[CONTROL[name]]
-        if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6", "7"):
+        if name.startswith("dr") and name[2:] in ("0", "1", "2", "3", "6"):
             return cpu.dr[int(name[2:])]
-        if name == "efer":
-            return cpu.word(lay.efer)
-        if name == "vmpl":
-            return cpu.vmpl
+        match name:
+            case "efer":
+                return cpu.word(lay.efer)
+            case "vmpl":
+                return cpu.vmpl
+            case "cpu_mode":
+                return mode_of(cpu)
+            case "pc_lin":
+                return cpu.linear_rip
+            case "sysenter_cs":
+                return cpu.half(lay.sysenter_cs)
+            case "sev_status":
+                return self._processor.sev_status
+            case "tsc":
+                return self._processor.tsc
         segment, _, part = name.partition("_")
         if segment in SEGMENTS:
             offset = self._selector_offsets[SEGMENTS.index(segment)]
@@ -170,48 +183,5 @@ class RegisterFile:
                 return self.read(name)
 
     def write(self, name: str, value: int) -> None:
-        """Sets a register.
-
-        Raises:
-            UnknownRegister: there is none of that name, or it is read-only.
-            ValueError: the processor would not take the value.
-        """
-        cpu, lay = self._cpu, self._cpu.layout
-        if name in GENERAL:
-            cpu.regs[GENERAL.index(name)] = value
-        elif name == "rip":
-            cpu.rip = (value - cpu.word(lay.segs + _SEGMENT_STRIDE + 8)) & (1 << 64) - 1
-        elif name == "eflags":
-            cpu.rflags = value & 0x3F_7FD7 | 2
-            self._recompute()
-        elif name.startswith("xmm"):
-            at = lay.xmm + int(name[3:]) * _VECTOR_STRIDE
-            cpu.bytes_at(at, 16)[:] = list(value.to_bytes(16, "little"))
-        elif name == "mxcsr":
-            if value & ~0xFFFF:
-                raise ValueError("MXCSR has 16 bits")
-            cpu.reg_write(x86.UC_X86_REG_MXCSR, value)
-        elif name in MSRS:
-            if name in ("lstar", "cstar", "k_gs_base"):
-                _check_canonical(name, value)
-            cpu.set_word(getattr(lay, MSRS[name]), value)
-        elif name in ("cr2", "dr0", "dr1", "dr2", "dr3"):
-            (cpu.cr if name[0] == "c" else cpu.dr)[int(name[2:])] = value
-        elif name == "cr3":
-            cpu.cr[3] = value
-            cpu.flush_tlb()
-        elif name.endswith("_base") and name[:-5] in SEGMENTS:
-            _check_canonical(name, value)
-            cpu.set_word(self._selector_offsets[SEGMENTS.index(name[:-5])] + 8, value)
-            self._recompute()
-        else:
-            raise UnknownRegister(f"{name} cannot be written")
-
-    def _recompute(self) -> None:
-        cpu = self._cpu
-        cpu.hflags = mode_flags(cpu, cpu.cpl, shadow=cpu.interrupt_shadow)
-
-
-def _check_canonical(name: str, value: int) -> None:
-    if value >> 47 not in (0, 0x1FFFF):
-        raise ValueError(f"{value:#x} is not a canonical address, as {name} has to be")
+        """See RegisterWrites.write()."""
+        self._writes.write(name, value)

@@ -126,7 +126,7 @@ class Silicon:
         self.processor.write_memory_hook = self._memory_written
         self.psp = SecurityProcessor(self.memory, self.rmp, entropy.stream("security processor"))
         self.debug = self.processor.debug
-        self.registers = RegisterFile(self.cpu, lambda: self.processor.vmcb.v_tpr)
+        self.registers = RegisterFile(self.processor, lambda: self._port.flush_tlb())
         self.debug.view.other_register = self.registers.value
         self.debug.view.prepare_read = self.make_readable
         self._contexts: dict[int, _Context] = {}

@@ -67,13 +67,13 @@ def test_physical_mode() -> None:
         (b"Qqemu", b""),
         (b"qqemu", b""),
         (b"qqemu.sstepbit", b""),
-        (b"qqemu.sstep", b"0x1"),
-        (b"Qqemu.sstep", b"0x1"),
-        (b"qqemu.sstepbits", b"ENABLE=1"),
-        (b"Qqemu.sstepbits", b"ENABLE=1"),
-        (b"Qqemu.sstep=1", b"OK"),
-        (b"Qqemu.sstep=0x1", b"OK"),
-        (b"Qqemu.sstep=7", b"E16"),
+        (b"qqemu.sstep", b"0x7"),
+        (b"Qqemu.sstep", b"0x7"),
+        (b"qqemu.sstepbits", b"ENABLE=1,NOIRQ=2,NOTIMER=4"),
+        (b"Qqemu.sstepbits", b"ENABLE=1,NOIRQ=2,NOTIMER=4"),
+        (b"Qqemu.sstep=8", b"E16"),
+        (b"Qqemu.sstep=6", b"E16"),
+        (b"Qqemu.sstep=0", b"E16"),
         (b"Qqemu.sstep=", b"E16"),
         (b"Qqemu.sstep=z", b"E16"),
     ],
@@ -89,6 +89,36 @@ def test_a_machine_without_physical_memory() -> None:
     client.session._context.target = NoPhysical(client.machine)  # type: ignore[assignment]
     assert client.ask(b"qqemu.PhyMemMode") == client.ask(b"Qqemu.PhyMemMode:1") == b""
     assert client.ask(b"qqemu.Supported") == b"sstepbits;sstep"
+
+
+# steps
+
+
+@pytest.mark.parametrize("flags", [b"1", b"0x1", b"3", b"0x5", b"7"])
+def test_what_a_step_is_asked_for(flags: bytes) -> None:
+    client = Client()
+    value = int(flags, 16)
+    assert client.ask(b"Qqemu.sstep=%b" % flags) == b"OK"
+    assert client.ask(b"qqemu.sstep") == b"%#x" % value
+    assert client.machine.step_interrupts is not bool(value & 2)
+    client.session.close()
+    assert not client.machine.step_interrupts, "until the debugger leaves"
+
+
+def test_refused_flags_change_nothing() -> None:
+    client = Client()
+    assert client.ask(b"Qqemu.sstep=1") == b"OK"
+    assert client.ask(b"Qqemu.sstep=f") == client.ask(b"Qqemu.sstep=2") == b"E16"
+    assert client.ask(b"qqemu.sstep") == b"0x1"
+
+
+def test_a_machine_whose_steps_are_always_the_same() -> None:
+    client = Client()
+    del client.machine.step_interrupts
+    assert client.ask(b"qqemu.sstepbits") == b"ENABLE=1"
+    assert client.ask(b"qqemu.sstep") == b"0x1"
+    assert client.ask(b"Qqemu.sstep=1") == b"OK"
+    assert client.ask(b"Qqemu.sstep=3") == b"E16"
 
 
 # searches

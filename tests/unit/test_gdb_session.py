@@ -31,6 +31,7 @@ from svsmd.gdbstub.target import (
     Signal,
     StopEvent,
     Stopped,
+    TargetError,
     ThreadId,
     WatchpointKind,
 )
@@ -252,7 +253,7 @@ def test_write_all_registers_writes_what_differs(client: Client) -> None:
 @pytest.mark.parametrize("name", ["rax", "eflags", "st3", "xmm7", "gs_base", "cr3", "efer", "tr"])
 def test_write_and_read_one_register(client: Client, name: str) -> None:
     number = REGISTER_NUMBERS[name]
-    nbytes = {"eflags": 4, "st3": 10, "xmm7": 16, "tr": 4}.get(name, 8)
+    nbytes = {"eflags": 4, "efer": 4, "st3": 10, "xmm7": 16, "tr": 4}.get(name, 8)
     value = bytes(range(1, nbytes + 1)).hex().encode()
     assert client.ask(b"P%x=%b" % (number, value)) == b"OK"
     assert client.ask(b"p%x" % number) == value
@@ -287,11 +288,48 @@ def test_malformed_register_packets(client: Client, packet: bytes) -> None:
     assert client.ask(packet) == b"E16"
 
 
-def test_a_read_only_register_says_so() -> None:
+def test_a_read_only_register_says_so(client: Client) -> None:
     packet = b"P%x=00000000" % REGISTER_NUMBERS["vmpl"]
-    assert Client().ask(packet) == b"E0e"
-    announced = Client(hello=GDB_FEATURES + b";error-message+")
-    assert announced.ask(packet) == b"E.the VMPL of a VMSA is fixed"
+    assert client.ask(packet) == b"E.the VMPL of a VMSA is fixed"
+
+
+def test_a_value_that_is_there_can_be_written_anywhere(client: Client) -> None:
+    """gdb puts registers back that it has not looked at in the meantime."""
+    assert client.ask(b"P%x=02000000" % REGISTER_NUMBERS["vmpl"]) == b"OK"
+
+
+def test_write_all_registers_with_a_selector_that_brings_a_base(client: Client) -> None:
+    machine = client.machine
+    write = machine.write_register
+
+    def write_register(thread: ThreadId, name: str, value: int) -> None:
+        write(thread, name, value)
+        if name == "fs":
+            write(thread, "fs_base", 0x5000)
+
+    machine.write_register = write_register  # type: ignore[method-assign]
+    data = bytearray.fromhex(client.ask(b"g").decode())
+    data[156:160] = bytes.fromhex("2b000000")
+    assert client.ask(b"G" + data.hex().encode()) == b"OK"
+    assert client.ask(b"g") == data.hex().encode()
+
+
+def test_write_all_registers_or_none(client: Client) -> None:
+    machine = client.machine
+    write = machine.write_register
+
+    def write_register(thread: ThreadId, name: str, value: int) -> None:
+        if name == "cs":
+            raise TargetError("cs cannot be null")
+        write(thread, name, value)
+
+    machine.write_register = write_register  # type: ignore[method-assign]
+    before = client.ask(b"g")
+    data = bytearray.fromhex(before.decode())
+    struct.pack_into("<Q", data, 8, 0x1234)
+    data[140:144] = b"\x33\0\0\0"
+    assert client.ask(b"G" + data.hex().encode()) == b"E0e"
+    assert client.ask(b"g") == before
 
 
 # Memory

@@ -13,6 +13,7 @@ from svsmd.gdbstub.target_xml import (
     SYSTEM_REGISTERS,
     TARGET_XML,
 )
+from svsmd.snp.cpuid_policy import cpuid
 
 # Register numbers, sizes and offsets that `maint print remote-registers` of gdb 13.1 shows for its
 # default amd64-linux layout (no target description).
@@ -110,5 +111,32 @@ def test_names_are_unique() -> None:
 
 def test_registers_beyond_the_g_packet() -> None:
     expected = "cr0 cr2 cr3 cr4 cr8 efer cs_base gs_limit tr ldtr_limit gdtr_base idtr_limit"
-    expected += " dr0 dr3 dr6 dr7 k_gs_base star lstar cstar fmask vmpl"
+    expected += " dr0 dr3 dr6 dr7 k_gs_base star lstar cstar fmask vmpl cpu_mode pc_lin tsc"
+    expected += " sysenter_cs sysenter_esp sysenter_eip pat tsc_aux sev_status ghcb ghcb_msr"
     assert set(expected.split()) <= set(SYSTEM_REGISTERS)
+
+
+def test_what_cannot_be_written_is_not_restored() -> None:
+    root = ElementTree.fromstring(TARGET_XML)
+    kept = {reg.get("name") for reg in root.iter("reg") if reg.get("save-restore") != "no"}
+    read_only = {"vmpl", "ghcb", "sev_status", "cpu_mode", "pc_lin", "tsc"}
+    assert kept == {
+        r.name for r in REGISTERS if r.name not in read_only and not r.name.startswith("snp_")
+    }
+
+
+def test_modes_by_name() -> None:
+    root = ElementTree.fromstring(TARGET_XML)
+    (modes,) = (enum for enum in root.iter("enum") if enum.get("id") == "svsmd_cpu_mode")
+    assert {each.get("name"): each.get("value") for each in modes} == {
+        "REAL": "0", "VIRTUAL_8086": "1", "PROTECTED_16": "2", "PROTECTED_32": "3",
+        "COMPATIBILITY_16": "4", "COMPATIBILITY_32": "5", "LONG_64": "6",
+    }  # fmt: skip
+
+
+def test_vector_registers_are_those_that_cpuid_announces() -> None:
+    """No YMM, ZMM or mask registers, nor XCR0, as long as there is no XSAVE and no AVX."""
+    xsave, osxsave, avx = 1 << 26, 1 << 27, 1 << 28
+    assert not cpuid(1).ecx & (xsave | osxsave | avx)
+    assert not cpuid(7).ebx & (1 << 5 | 1 << 16), "AVX2, AVX512F"
+    assert not any(name.startswith(("ymm", "zmm", "k0", "xcr")) for name in REGISTER_NUMBERS)

@@ -24,6 +24,7 @@ from svsmd.gdbstub.target import (
     SupportsFiles,
     SupportsMonitor,
     SupportsProcesses,
+    SupportsStepInterrupts,
     SupportsWatchpoints,
     TargetError,
     ThreadId,
@@ -37,6 +38,7 @@ from svsmd.images import image_path
 from svsmd.machine import BARE_VMSA, Machine
 from svsmd.slice_end import DebugEvent, Idle, SliceEnd
 from svsmd.slice_end import Stopped as SliceStopped
+from svsmd.snp.cpu_mode import CpuMode
 from svsmd.snp.exits import DebugReason
 from svsmd.snp.types import C_BIT, Gpa
 from svsmd.snp.vmsa import Vmsa
@@ -138,6 +140,7 @@ def test_protocols(make: Make) -> None:
     assert isinstance(target, SupportsMonitor)
     assert isinstance(target, SupportsProcesses)
     assert isinstance(target, SupportsFiles)
+    assert isinstance(target, SupportsStepInterrupts)
 
 
 @pytest.mark.parametrize("activity", Activity)
@@ -209,6 +212,12 @@ def test_registers_follow_the_guest(make: Make) -> None:
         ("lstar", 0xFFFF_8000_0000_1000),
         ("k_gs_base", 0x1000),
         ("star", 0x0023_0010_0000_0000),
+        ("st3", 0x3FFF_8000_0000_0000_0000),
+        ("cr8", 15),
+        ("dr7", 0x0000_0403),
+        ("dr7", 0xFFFF_FFFF),
+        ("ghcb_msr", (1 << 64) - 1),
+        ("tr_base", 0xFFFF_8000_0000_0000),
     ],
 )
 def test_written_registers_are_read_and_saved(make: Make, name: str, value: int) -> None:
@@ -226,15 +235,48 @@ def test_written_registers_are_read_and_saved(make: Make, name: str, value: int)
         ("fs_base", 0x8000_0000_0000),
         ("mxcsr", 1 << 16),
         ("vmpl", 1),
+        ("cpu_mode", 0),
+        ("pc_lin", CODE),
+        ("ghcb", 0x1000),
+        ("sev_status", 1),
+        ("tsc", 0),
+        ("snp_event", 1),
+        ("cr8", 16),
+        ("dr7", 1 << 32),
         ("no_such", 0),
     ],
 )
 def test_refused_values(make: Make, name: str, value: int) -> None:
     target = make(HLT)
     before = target.read_registers(1)
-    with pytest.raises(TargetError):
+    others = [target.read_register(1, each) for each in SYSTEM_REGISTERS]
+    with pytest.raises(TargetError, match=rf"\b{name}\b"):
         target.write_register(1, name, value)
     assert target.read_registers(1) == before
+    assert [target.read_register(1, each) for each in SYSTEM_REGISTERS] == others
+
+
+def test_registers_that_the_host_keeps(make: Make) -> None:
+    """CR8 holds interrupts back at once; of DR7 a guest reads what its host says."""
+    target = make(bytes.fromhex("44 0f 20 c0") + HLT)  # mov rax, cr8
+    target.write_register(1, "cr8", 9)
+    world = machine_of(target).hypervisor.vcpus[0].world
+    assert world is not None
+    assert world.plane.apic.state.tpr == 0x90
+    target.step(1)
+    assert register(target, "rax") == 9
+    target.write_register(1, "dr7", 1)
+    assert (world.dr7, register(target, "dr7")) == (0x401, 0x401)
+
+
+def test_the_mode_and_the_clock(make: Make) -> None:
+    target = make(NOPS + HLT)
+    assert register(target, "cpu_mode") == CpuMode.LONG_64
+    assert register(target, "sev_status") == 0b111
+    for count in range(3):
+        assert register(target, "tsc") == ticks(target) == count
+        assert register(target, "pc_lin") == register(target, "rip") == CODE + count
+        target.step(1)
 
 
 def test_written_registers_are_used(make: Make) -> None:
@@ -565,6 +607,24 @@ def test_stepping_a_halt_goes_to_the_next_timer(make: Make) -> None:
     assert fired == [5000]
     assert ticks(target) == 5000
     assert register(target, "rip") == CODE + 1
+
+
+def test_steps_take_interrupts_if_they_shall(make: Make) -> None:
+    target = make(HLT)
+
+    def taken() -> bool:
+        return target.whole.step_interrupts
+
+    command = target.monitor_commands["step-irq"]
+    assert not taken()
+    assert command.run([]) == "interrupts wait while a step is made\n"
+    assert command.run(["on"]) == command.run([]) == "steps take interrupts, as a free run does\n"
+    assert taken()
+    for mistake in (["maybe"], ["on", "off"]):
+        with pytest.raises(TargetError, match="on or off"):
+            command.run(mistake)
+    command.run(["off"])
+    assert not taken()
 
 
 def test_others_stand_still(make: Make) -> None:

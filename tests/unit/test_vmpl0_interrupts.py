@@ -11,10 +11,11 @@ import pytest
 
 from svsmd.host.hypervisor import Hypervisor, HypervisorConfig
 from svsmd.host.local_apic import DeliveryMode
-from svsmd.host.outcome import AllHalted, Continue
+from svsmd.host.outcome import AllHalted, Continue, Debug
 from svsmd.host.plane import Plane
 from svsmd.host.platform import Platform, PlatformConfig
 from svsmd.host.vcpu import Activity
+from svsmd.snp.cpu_unicorn import RBP
 from svsmd.snp.exits import Hlt
 from svsmd.snp.ghcb import Ghcb, GhcbExit
 from svsmd.snp.ghcb_msr import RegisterGpa, RunVmpl, run_vmpl_response
@@ -318,3 +319,148 @@ def test_vmpl0_with_interrupts_off_is_left_alone() -> None:
     rig.run()
     assert rig.vmsa().rbx == 1
     assert rig.plane(0).apic.state.irr == 1 << KICK
+
+
+# -- steps that take no interrupts --------------------------------------------------------
+
+
+def in_handler(rig: Rig, rip: int) -> bool:
+    return HANDLER <= rip < GUEST_CODE or HANDLERS <= rip < HANDLERS + 256 * 16
+
+
+def step_held(rig: Rig, *, hold: bool = True) -> int:
+    """One step of a debugger; returns where it has led."""
+    debug = rig.machine.silicon.debug
+    debug.set_stepping(True)
+    for _ in range(10):
+        match rig.hypervisor.step_vcpu(0, hold_interrupts=hold):
+            case Debug():
+                break
+            case AllHalted(int() as deadline):
+                rig.machine.silicon.clock.advance(max(0, deadline - rig.machine.silicon.clock.now))
+    debug.set_stepping(False)
+    return rig.machine.silicon.registers.linear_rip
+
+
+def busy(*, user: bool = False) -> Rig:
+    """Code that a timer interrupts in 50 ticks, and every 10,000; R12 counts."""
+    rig = Rig(user=user)
+    eoi = rig.write_apic(ApicMsr.EOI, 0)
+    rig.handler(
+        TIMER, f"inc r12; push rax; push rcx; push rdx; {eoi} pop rdx; pop rcx; pop rax; iretq"
+    )
+    periodic = rig.write_apic(ApicMsr.LVT_TIMER, TIMER | 1 << 17)
+    rig.machine.load(
+        f"{rig.enable()} {periodic} {rig.arm(10_000)} mov ebp, 1; sti; 1: inc rbx; jmp 1b"
+    )
+    while not rig.vmsa().rbp:
+        rig.hypervisor.step(rig.machine.silicon.clock.now + 1)
+    deadline = rig.platform.timers.next_deadline
+    assert deadline is not None
+    rig.hypervisor.step(deadline - 50)
+    return rig
+
+
+def test_a_held_step_ends_in_no_handler() -> None:
+    rig = busy()
+    rbx = rig.vmsa().rbx
+    where = {step_held(rig) for _ in range(1000)}
+    assert not any(in_handler(rig, rip) for rip in where)
+    vmsa = rig.vmsa()
+    assert vmsa.r12 == 0
+    assert vmsa.rbx == rbx + 500
+    assert rig.plane(0).apic.state.irr == 1 << TIMER, "pending, once"
+    rig.hypervisor.step(rig.machine.silicon.clock.now + 100)
+    assert rig.vmsa().r12 == 1, "taken as soon as the machine goes on"
+
+
+def test_a_step_that_takes_interrupts_does() -> None:
+    rig = busy()
+    where = {step_held(rig, hold=False) for _ in range(1000)}
+    assert any(in_handler(rig, rip) for rip in where)
+    assert rig.vmsa().r12 == 1
+
+
+def test_held_steps_are_the_same_in_every_run() -> None:
+    first, second = busy(), busy()
+    for rig in first, second:
+        for _ in range(500):
+            step_held(rig)
+        rig.hypervisor.step(rig.machine.silicon.clock.now + 5_000)
+    assert first.vmsa().tobytes() == second.vmsa().tobytes()
+    assert first.machine.silicon.clock.now == second.machine.silicon.clock.now
+
+
+def test_a_held_nmi_comes_later() -> None:
+    rig = Rig()
+    rig.handler(2, "inc r12; iretq")
+    rig.machine.load("1: inc rbx; jmp 1b")
+    step_held(rig)
+    rig.plane(0).apic.deliver(DeliveryMode.NMI, 0)
+    for _ in range(20):
+        assert not in_handler(rig, step_held(rig))
+    assert rig.plane(0).nmi_pending
+    rig.hypervisor.step(rig.machine.silicon.clock.now + 20)
+    assert rig.vmsa().r12 == 1
+    assert not rig.plane(0).nmi_pending
+
+
+def test_an_nmi_that_a_stopped_vmrun_was_to_deliver_is_held() -> None:
+    rig = Rig()
+    rig.handler(2, "inc r12; iretq")
+    rig.machine.load("1: inc rbx; jmp 1b")
+    rig.vcpu.world.vmcb.v_nmi = True  # type: ignore[union-attr]
+    assert not in_handler(rig, step_held(rig))
+    rig.hypervisor.step(rig.machine.silicon.clock.now + 20)
+    assert rig.vmsa().r12 == 1
+
+
+def test_exceptions_of_the_instruction_are_not_held() -> None:
+    rig = Rig()
+    rig.machine.load("ud2")
+    assert step_held(rig) == HANDLERS + 16 * 6
+
+
+def test_a_held_step_over_sti_and_hlt_goes_on() -> None:
+    """As long as its timer lasts the CPU wakes up, but the handler runs when the machine does."""
+    rig = Rig()
+    eoi = rig.write_apic(ApicMsr.EOI, 0)
+    rig.handler(TIMER, f"inc r12; {eoi} iretq")
+    rig.machine.load(f"{rig.enable()} {rig.arm(5000)} mov ebp, 1; sti; hlt; inc rbx; cli; hlt")
+    start = 0
+    while not rig.machine.silicon.cpu.regs[RBP]:
+        start = step_held(rig)
+    at = [step_held(rig) - start for _ in range(3)]  # sti; hlt; inc rbx
+    assert at == [1, 2, 5]
+    assert (rig.vmsa().r12, rig.vmsa().rbx) == (0, 1)
+    rig.run()
+    assert (rig.vmsa().r12, rig.vmsa().rbx) == (1, 1)
+
+
+def test_a_held_step_over_a_halt_that_nothing_wakes_ends() -> None:
+    rig = Rig()
+    rig.machine.load("cli; hlt; jmp .")
+    step_held(rig)
+    for _ in range(3):
+        assert step_held(rig) == CODE + 2
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_held_step_is_not_left_for_another_vmpl(hold: bool) -> None:
+    rig = Rig()
+    rig.guest(GUEST_COUNTS)
+    rig.handler(KICK, f"inc r12; {rig.write_apic(ApicMsr.EOI, 0)} iretq")
+    run_guest = rig.msr(RunVmpl(2).encode())
+    rig.machine.load(f"{rig.enable()} {run_guest} sti; nop; cli; inc rbx; {run_guest} hlt")
+    clock = rig.machine.silicon.clock
+    while rig.vcpu.vmpl == 0:
+        rig.hypervisor.step(clock.now + 100)
+    rig.plane(0).apic.deliver(DeliveryMode.FIXED, KICK)
+    vmpls = set()
+    for _ in range(50):
+        step_held(rig, hold=hold)
+        vmpls.add(rig.vcpu.vmpl)
+    assert (Vmpl.VMPL0 in vmpls) is not hold
+    for _ in range(10):
+        rig.hypervisor.step(clock.now + 100)
+    assert (rig.vmsa().r12, rig.vmsa().rbx) == (1, 1), "as soon as the machine goes on"

@@ -53,7 +53,8 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
         vcpu, world = view.selected()
         assert world is not None, "the processor has loaded it"
         silicon = view.machine.silicon
-        return register_dump(silicon.registers, vcpu.index, halted=not world.can_run())
+        halted = not world.can_run()
+        return register_dump(silicon.registers, vcpu.index, dr7=world.dr7, halted=halted)
 
     def cpus() -> str:
         chosen = view.selected()[0]

@@ -37,12 +37,16 @@ _LOW_32: Final = 0xFFFF_FFFF
 _A, _RW, _CE, _CODE, _S, _PRESENT, _L, _B = 8, 9, 10, 11, 12, 15, 21, 22
 
 
-def register_dump(registers: RegisterFile, cpu: int, *, halted: bool) -> str:
-    """All registers of the loaded world, headed by the number of its vCPU."""
-    return "".join(line + "\n" for line in ["", f"CPU#{cpu}", *_lines(registers, halted=halted)])
+def register_dump(registers: RegisterFile, cpu: int, *, dr7: int, halted: bool) -> str:
+    """All registers of the loaded world, headed by the number of its vCPU.
+
+    `dr7` is what the host keeps as that of the world.
+    """
+    lines = ["", f"CPU#{cpu}", *_lines(registers, dr7=dr7, halted=halted)]
+    return "".join(line + "\n" for line in lines)
 
 
-def _lines(registers: RegisterFile, *, halted: bool) -> Iterator[str]:
+def _lines(registers: RegisterFile, *, dr7: int, halted: bool) -> Iterator[str]:
     long_mode = bool(registers.read("efer") & _LMA)
     code64 = registers.code_bits == 64
     values = dict(zip(GENERAL, registers.general(), strict=True))
@@ -72,7 +76,7 @@ def _lines(registers: RegisterFile, *, halted: bool) -> Iterator[str]:
     cr = {n: registers.read(f"cr{n}") for n in (0, 2, 3, 4)}
     yield f"CR0={cr[0]:08x} CR2={cr[2]:0{width}x} CR3={cr[3]:0{width}x} CR4={cr[4]:08x}"
     yield "".join(f"DR{n}={registers.read(f'dr{n}'):016x} " for n in range(4))
-    yield f"DR6={registers.read('dr6'):016x} DR7={registers.read('dr7'):016x}"
+    yield f"DR6={registers.read('dr6'):016x} DR7={dr7:016x}"
     yield f"EFER={registers.read('efer'):016x}"
     yield from _floating_point(registers, vectors=16 if code64 else 8)
 

@@ -117,6 +117,8 @@ class Context:
     """Console packets that go out before the reply."""
     physical: bool = False
     """Addresses are guest-physical ones (`Qqemu.PhyMemMode:1`)."""
+    no_timer: bool = True
+    """NOTIMER of `Qqemu.sstep`, which changes nothing here."""
     document: bytes = b""
     """The document of the transfer (qXfer) under way, if it is one that changes: it must not do so
     between the parts of one transfer."""

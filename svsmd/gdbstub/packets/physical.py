@@ -19,23 +19,52 @@ from svsmd.gdbstub.packets.context import (
     PacketError,
     parse_hex,
 )
-from svsmd.gdbstub.target import SupportsPhysicalMemory
+from svsmd.gdbstub.target import SupportsPhysicalMemory, SupportsStepInterrupts
 
 _MODES: Final = {b"0": False, b"1": True}
-_STEP_BITS: Final = b"ENABLE=1"
-"""What a single step can be asked for. QEMU has NOIRQ and NOTIMER, too; here interrupts and timers
-come in steps as in a free run. pwndbg and gef know by `ENABLE=` that they need not look for a
-process in front of them."""
-_STEP: Final = b"0x1"
+_ENABLE, _NOIRQ, _NOTIMER = 1 << 0, 1 << 1, 1 << 2
+"""What a single step can be asked for. pwndbg and gef know by the first one's name that they need
+not look for a process in front of them. The last one is kept, and does nothing: a step moves the
+clock by its one instruction, whatever time passes."""
+
+
+def _step_bits(ctx: Context) -> bytes:
+    names = b"ENABLE=%x" % _ENABLE
+    if isinstance(ctx.target, SupportsStepInterrupts):
+        names += b",NOIRQ=%x,NOTIMER=%x" % (_NOIRQ, _NOTIMER)
+    return names
+
+
+def _step_flags(ctx: Context) -> bytes:
+    flags = _ENABLE
+    if isinstance(ctx.target, SupportsStepInterrupts):
+        flags |= 0 if ctx.target.step_interrupts else _NOIRQ
+        flags |= _NOTIMER if ctx.no_timer else 0
+    return b"%#x" % flags
+
+
+def _set_step_flags(ctx: Context, text: bytes) -> bytes:
+    flags = parse_hex(text.removeprefix(b"0x"))
+    supported = _ENABLE
+    if isinstance(ctx.target, SupportsStepInterrupts):
+        supported |= _NOIRQ | _NOTIMER
+    if flags & ~supported:
+        raise PacketError(Errno.INVALID, f"steps have no flags but {supported:#x}")
+    if not flags & _ENABLE:
+        raise PacketError(Errno.INVALID, "a step without ENABLE would not end")
+    if isinstance(ctx.target, SupportsStepInterrupts):
+        ctx.target.step_interrupts = not flags & _NOIRQ
+        ctx.no_timer = bool(flags & _NOTIMER)
+    return OK
 
 
 def query(ctx: Context, args: bytes) -> bytes:
     """`qqemu.NAME`: `PhyMemMode`, 0 or 1; `sstepbits` and `sstep`; `Supported`, all of these."""
     match args:
         case b".sstepbits":
-            return _STEP_BITS
+            return _step_bits(ctx)
         case b".sstep":
-            return _STEP
+            return _step_flags(ctx)
         case b".PhyMemMode" if isinstance(ctx.target, SupportsPhysicalMemory):
             return b"%d" % ctx.physical
         case b".Supported":
@@ -55,10 +84,14 @@ def switch(ctx: Context, args: bytes) -> bytes:
         ctx.physical = _MODES[mode]
         return OK
     if args.startswith(b".sstep="):
-        if parse_hex(args.removeprefix(b".sstep=").removeprefix(b"0x")) != 1:
-            raise PacketError(Errno.INVALID, "interrupts and timers come in steps, too")
-        return OK
+        return _set_step_flags(ctx, args.removeprefix(b".sstep="))
     return query(ctx, args) if args in (b".sstepbits", b".sstep") else UNSUPPORTED
+
+
+def release(ctx: Context) -> None:
+    """The session is over, and with it what it wanted of steps."""
+    if isinstance(ctx.target, SupportsStepInterrupts):
+        ctx.target.step_interrupts = False
 
 
 HANDLERS: Final[Mapping[bytes, Handler]] = {b"qqemu": query, b"Qqemu": switch}

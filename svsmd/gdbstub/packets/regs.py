@@ -18,7 +18,7 @@ from svsmd.gdbstub.packets.context import (
     parse_hex,
     parse_hex_data,
 )
-from svsmd.gdbstub.target import G_LAYOUT
+from svsmd.gdbstub.target import G_LAYOUT, TargetError
 from svsmd.gdbstub.target_xml import G_REGISTERS, G_SPANS, REGISTERS, Register
 
 
@@ -28,15 +28,26 @@ def read_all(ctx: Context, args: bytes) -> bytes:
 
 
 def write_all(ctx: Context, args: bytes) -> bytes:
-    """`G DATA`: only the registers whose value changes are written."""
+    """`G DATA`: only the registers whose value changes are written; all of them, or none."""
     new = parse_hex_data(args)
     if len(new) != G_LAYOUT.size:
         raise PacketError(Errno.INVALID, f"need {G_LAYOUT.size} bytes of registers")
     old = ctx.target.read_registers(ctx.general)
-    for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
-        if new[span] != old[span]:
-            _write(ctx, register, new[span])
+    try:
+        _put(ctx, new)
+    except TargetError:
+        _put(ctx, old)
+        raise
     return OK
+
+
+def _put(ctx: Context, new: bytes) -> None:
+    # A selector that is written brings a base with it, so the second time round all are right.
+    for _ in range(2):
+        old = ctx.target.read_registers(ctx.general)
+        for register, span in zip(REGISTERS, G_SPANS, strict=False):  # G_SPANS is the shorter one
+            if new[span] != old[span]:
+                _write(ctx, register, new[span])
 
 
 def read_one(ctx: Context, args: bytes) -> bytes:
@@ -51,13 +62,18 @@ def read_one(ctx: Context, args: bytes) -> bytes:
 
 
 def write_one(ctx: Context, args: bytes) -> bytes:
-    """`P NUMBER=DATA`."""
+    """`P NUMBER=DATA`; a value that is there already can be written to any register."""
     number, _, text = args.partition(b"=")
     _, register = _register(number)
     data = parse_hex_data(text)
     if len(data) != register.nbytes:
         raise PacketError(Errno.INVALID, f"{register.name} has {register.nbytes} bytes")
-    _write(ctx, register, data)
+    if read_one(ctx, number) != data.hex().encode():
+        try:
+            _write(ctx, register, data)
+        except TargetError as error:
+            # gdb shows what comes behind "E." here long before it announces error-message+.
+            return b"E." + str(error).encode()
     return OK
 
 
