@@ -350,11 +350,14 @@ class Machine:
         """All vCPUs were halted for so long."""
         self.silicon.clock.advance(ticks)
 
-    def run_slice(self, max_ticks: int = SLICE_TICKS) -> SliceEnd:
-        """Runs for a bounded number of ticks, or until something ends the slice."""
+    def run_slice(self, max_ticks: int = SLICE_TICKS, seconds: float = SLICE_SECONDS) -> SliceEnd:
+        """Runs for a bounded number of ticks, or until something ends the slice.
+
+        After `seconds` that is the next exit or fault that is served in Python.
+        """
         cpu = self.silicon.cpu
         cpu.shared.slice_end = self.clock_now + max_ticks
-        end_of_patience = monotonic() + SLICE_SECONDS
+        end_of_patience = monotonic() + seconds
         cpu.stop_when(lambda: monotonic() >= end_of_patience)
         try:
             while True:

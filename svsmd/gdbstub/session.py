@@ -292,8 +292,8 @@ class Session:
                 self._move(Trigger.RESUME)
                 self._context.running = True
                 self._resume_at_end = True
-                self._runner.resume()
-                return b""
+                stop = self._runner.resume(at_once=True)
+                return b"" if stop is None else self.stopped(stop)
             case Action.INTERRUPT:
                 self._interrupt()
                 return b""

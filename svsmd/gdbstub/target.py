@@ -403,9 +403,10 @@ class SupportsEvents(Protocol):
 class Runner(Protocol):
     """Run control: whoever owns the task that runs the slices of the machine.
 
-    `on_stop` is called in the thread of the stub, between slices, once for each `resume` and once
-    for an `attach` that found the machine running; and once more, with `Exited`, if the machine
-    ends while it stands still. Never from inside a call of this protocol.
+    `on_stop` is called in the thread of the stub, between slices, once for each `resume` that has
+    not returned the stop, and once for an `attach` that found the machine running; and once more,
+    with `Exited`, if the machine ends while it stands still. Never from inside a call of this
+    protocol.
 
     Attributes:
         after_slice: called in the thread of the stub after each slice, before `on_stop`; the
@@ -422,8 +423,12 @@ class Runner(Protocol):
         """
         ...
 
-    def resume(self) -> None:
-        """Run all vCPUs until something stops them; then `on_stop`."""
+    def resume(self, *, at_once: bool = False) -> StopEvent | None:
+        """Run all vCPUs until something stops them; then `on_stop`.
+
+        `at_once`: before this returns, in the thread of the stub and for no more than a moment. If
+        that was enough, the stop is returned, and `on_stop` is not told of it.
+        """
         ...
 
     def interrupt(self) -> None:

@@ -485,6 +485,24 @@ def test_range_step_is_bounded(client: Client) -> None:
     assert client.ask(b"m2000,8") == struct.pack("<Q", rounds).hex().encode()
 
 
+def test_a_stop_that_comes_at_once() -> None:
+    """It is the answer to the packet, behind what was printed until then."""
+    client = Client()
+    client.runner.sprint_steps = 100
+    assert client.ask(b"Z0,1008,1") == b"OK"
+    client.machine.console.write(b"printed")
+    assert client.raw(encode(b"vCont;c")) == encode(b"O" + b"printed".hex().encode()) + encode(
+        stop(INC)
+    )
+    assert client.is_in(State.IDLE)
+    assert client.ask(b"z0,1008,1") == b"OK"
+    assert client.raw(encode(b"vCont;c")) == b""
+    assert client.is_in(State.RUNNING)
+    client.runner.interrupt()
+    client.runner.slice(4)
+    assert len(client.stop_replies) == 1
+
+
 def test_continue_at_an_address() -> None:
     for packet in (b"c1008", b"C05;1008"):
         client = Client()
