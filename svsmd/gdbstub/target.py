@@ -241,6 +241,30 @@ class SupportsProcesses(Protocol):
 
 
 @runtime_checkable
+class SupportsExpedited(Protocol):
+    """A machine that tells quicker than by all registers what is wanted at each stop."""
+
+    def expedited(self, thread: ThreadId) -> tuple[int, int, int]:
+        """RBP, RSP and RIP, as `Target.read_registers` has them."""
+        ...
+
+
+@runtime_checkable
+class SupportsRangeSteps(Protocol):
+    """A machine that goes on by itself with a step whose end is in a range of addresses."""
+
+    def step_within(
+        self, thread: ThreadId, within: range, most: int, *, alone: bool = False
+    ) -> tuple[StopEvent | None, int]:
+        """As `Target.step`, and `most` instructions more at most, while the PC is in `within`.
+
+        It may end sooner. Returns how many more it were, too. A breakpoint that was reached by
+        them is reported; one at the PC where it ends otherwise is not.
+        """
+        ...
+
+
+@runtime_checkable
 class SupportsFiles(Protocol):
     """A machine that has the executables of its processes."""
 
