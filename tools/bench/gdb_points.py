@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tools.bench.gdb_stub import QEMU_MISSING, QEMU_PLAIN, clients
+from tools.bench.gdb_stub import QEMU_PLAIN, beside_qemu, clients
 from tools.bench.guest_code import kernel_symbols
 from tools.bench.registry import Bound, Result, in_turns, register
 from tools.bench.rsp import RspClient, RspError
@@ -141,7 +141,7 @@ def gdb_points() -> list[Result]:
             return times[len(times) // 2]
 
         medians = measure(interrupt)
-        slowest = [tuple(times[-1] for times in latencies[ours][-len(medians[0]) :])]
+        slowest = [times[-1] for times in latencies[ours][-len(medians[0]) :]]
         conditions = measure(
             lambda c: _conditions_in_stub(c, place), lambda c: _conditions_in_client(c, place)
         )
@@ -152,21 +152,19 @@ def gdb_points() -> list[Result]:
         far = measure(lambda c: _slowdown(c, counter, ELSEWHERE))
     in_client = f"{QEMU_PLAIN}: the client evaluates them"
     return [
+        beside_qemu("breakpoint: step off, continue, stop", "hits/s", breakpoints, Bound(2)),
+        beside_qemu("watchpoint: continue, stop", "hits/s", writes),
+        beside_qemu("Ctrl-C to stop, median", "ms", medians),
         Result(
-            name=name, unit=unit, figures=figures[0], peer=peer, bound=bound,
-            peer_figures=figures[1] if len(figures) > 1 else (),
-            note="" if len(figures) > 1 else QEMU_MISSING,
-        )
-        for name, unit, peer, bound, figures in (
-            ("breakpoint: step off, continue, stop", "hits/s", QEMU_PLAIN, None, breakpoints),
-            ("watchpoint: continue, stop", "hits/s", QEMU_PLAIN, None, writes),
-            ("Ctrl-C to stop, median", "ms", QEMU_PLAIN, None, medians),
-            (f"Ctrl-C to stop, slowest of {INTERRUPTIONS}", "ms", "",
-             Bound(MAX_LATENCY_MS, at_most=True), slowest),
-            (f"conditions, one in {PERIOD} holds", "conditions/s", in_client, Bound(50),
-             conditions),
-            ("conditions, none holds", "conditions/s", in_client, Bound(50), rejected),
-            (f"{_WATCHED} on the page of its counter", "times slower", QEMU_PLAIN, None, near),
-            (f"{_WATCHED} elsewhere", "times slower", QEMU_PLAIN, None, far),
-        )
-    ]  # fmt: skip
+            name=f"Ctrl-C to stop, slowest of {INTERRUPTIONS}",
+            unit="ms",
+            figures=slowest,
+            bound=Bound(MAX_LATENCY_MS, at_most=True),
+        ),
+        beside_qemu(
+            f"conditions, one in {PERIOD} holds", "conditions/s", conditions, Bound(50), in_client
+        ),
+        beside_qemu("conditions, none holds", "conditions/s", rejected, Bound(50), in_client),
+        beside_qemu(f"{_WATCHED} on the page of its counter", "times slower", near),
+        beside_qemu(f"{_WATCHED} elsewhere", "times slower", far),
+    ]

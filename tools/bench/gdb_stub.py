@@ -11,14 +11,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from tools.bench.demo import SVSMD
 from tools.bench.guest_code import kernel
-from tools.bench.registry import Result, in_turns, register
+from tools.bench.registry import Bound, Result, in_turns, register
 from tools.bench.rsp import RspClient, RspError, checksum
 
 QEMU: Final = "qemu-system-x86_64"
@@ -35,6 +36,7 @@ _MIB: Final = 1 << 20
 _FILL_CHUNK: Final = 0x400
 _ECHO_SIZE: Final = 0x10000
 _RUN_SECONDS: Final = 0.5
+_Rounds: TypeAlias = list[tuple[float, ...]]
 _PORT = re.compile(rb'debugger: gdb -ex "target remote \S*:(\d+)"')
 
 
@@ -176,55 +178,71 @@ def clients(guest: str) -> Iterator[list[RspClient]]:
         yield [stack.enter_context(RspClient(port)), *peers]
 
 
+def beside_qemu(
+    name: str,
+    unit: str,
+    figures: Sequence[tuple[float, ...]],
+    bound: Bound | None = None,
+    peer: str = QEMU_PLAIN,
+) -> Result:
+    """A result of in_turns(), of svsmd's side and of QEMU's if it is there."""
+    return Result(
+        name=name,
+        unit=unit,
+        figures=figures[0],
+        peer=peer,
+        bound=bound,
+        peer_figures=figures[1] if len(figures) > 1 else (),
+        note="" if len(figures) > 1 else QEMU_MISSING,
+    )
+
+
+def _round_trips(clients: Sequence[RspClient | EchoClient], *bodies: bytes) -> _Rounds:
+    return in_turns(*(partial(_per_second, client, *bodies) for client in clients))
+
+
+def _range_steps(ours: RspClient, *peers: RspClient) -> _Rounds:
+    def ticks() -> int:
+        # The virtual clock of svsmd: a tick is an instruction.
+        return int(ours.monitor("info").split(": ")[1].split()[0])
+
+    return in_turns(
+        partial(_range_steps_per_second, ours, ticks),
+        *(partial(_range_steps_per_second, peer, None) for peer in peers),
+    )
+
+
+def _reads(letter: bytes, chunk: int, ours: RspClient, *peers: RspClient) -> _Rounds:
+    return in_turns(
+        partial(_mib_per_second, ours, letter, chunk),
+        *(partial(_mib_per_second, peer, b"m", QEMU_CHUNK) for peer in peers),
+    )
+
+
 @register("gdb")
 def gdb() -> list[Result]:
     """The gdb stub beside QEMU's: raw packets on loopback, the same loop at CPL 0."""
     with clients("spin") as both, echo() as floor:
-        ours = both[0]
         for client in both:
             _fill(client)
-        step, registers = ours.step_body, b"g"
-        rows = [
-            ("a server that sends back what it gets", "round trips/s", QEMU_PLAIN, None,
-             in_turns(lambda: _per_second(floor, b"qC"),
-                      *(lambda c=c: _per_second(c, b"qC") for c in both[1:]))),
-            *(
-                (name, unit, QEMU_PLAIN, bound,
-                 in_turns(*(lambda c=c, b=bodies: _per_second(c, *b) for c in both)))
-                for name, unit, bound, bodies in (
-                    ("`qC`", "round trips/s", None, (b"qC",)),
-                    ("`g`", "round trips/s", None, (registers,)),
-                    ("`vCont;s`", "steps/s", None, (step,)),
-                    ("`vCont;s` and `g`", "steps/s", None, (step, registers)),
-                )
-            ),
-            ("`vCont;r`, the PC in the range", "steps/s", f"{QEMU_PLAIN}: `vCont;s`", None,
-             in_turns(*(lambda c=c: _range_steps_per_second(c, _ticks(c) if c is ours else None)
-                        for c in both))),
-            *(
-                (f"`{letter}` of {own} bytes, QEMU: `m` of {QEMU_CHUNK}", "MiB/s", QEMU_PLAIN,
-                 bound,
-                 in_turns(*(lambda c=c, p=p: _mib_per_second(c, *p)
-                            for c, p in zip(both, ((letter.encode(), own), (b"m", QEMU_CHUNK)),
-                                            strict=False))))
-                for letter, own, bound in (
-                    # The largest `m` that both answer, then the largest ones there are.
-                    ("m", QEMU_CHUNK, None),
-                    ("m", ours.packet_size // 2 - 8, None),
-                    ("x", ours.packet_size - 8, None),
-                )
+        step, largest = both[0].step_body, both[0].packet_size - 8
+        echoes = _round_trips([floor, *both[1:]], b"qC")
+        results = [
+            beside_qemu("a server that sends back what it gets", "round trips/s", echoes),
+            beside_qemu("`qC`", "round trips/s", _round_trips(both, b"qC")),
+            beside_qemu("`g`", "round trips/s", _round_trips(both, b"g")),
+            beside_qemu("`vCont;s`", "steps/s", _round_trips(both, step), Bound(1.5)),
+            beside_qemu("`vCont;s` and `g`", "steps/s", _round_trips(both, step, b"g"), Bound(1)),
+            beside_qemu(
+                "`vCont;r`, the PC in the range", "steps/s", _range_steps(*both), Bound(100),
+                f"{QEMU_PLAIN}: `vCont;s`",
             ),
         ]  # fmt: skip
-    return [
-        Result(
-            name=name, unit=unit, figures=figures[0], peer=peer, bound=bound,
-            peer_figures=figures[1] if len(figures) > 1 else (),
-            note="" if len(figures) > 1 else QEMU_MISSING,
-        )
-        for name, unit, peer, bound, figures in rows
-    ]  # fmt: skip
-
-
-def _ticks(client: RspClient) -> Callable[[], int]:
-    """The virtual clock of svsmd: a tick is an instruction."""
-    return lambda: int(client.monitor("info").split(": ")[1].split()[0])
+        # The largest `m` that both answer, then the largest ones that there are.
+        for letter, chunk, bound in (
+            ("m", QEMU_CHUNK, None), ("m", largest // 2, None), ("x", largest, Bound(5)),
+        ):  # fmt: skip
+            name = f"`{letter}` of {chunk} bytes, QEMU: `m` of {QEMU_CHUNK}"
+            figures = _reads(letter.encode(), chunk, *both)
+            results.append(beside_qemu(name, "MiB/s", figures, bound))
+    return results
