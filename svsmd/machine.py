@@ -350,11 +350,15 @@ class Machine:
         """All vCPUs were halted for so long."""
         self.silicon.clock.advance(ticks)
 
-    def run_slice(self, max_ticks: int = SLICE_TICKS) -> SliceEnd:
-        """Runs for a bounded number of ticks, or until something ends the slice."""
+    def run_slice(self, max_ticks: int = SLICE_TICKS, seconds: float = SLICE_SECONDS) -> SliceEnd:
+        """Runs for a bounded number of ticks, or until something ends the slice.
+
+        After `seconds` that is the next exit or fault that is served in Python.
+        """
         cpu = self.silicon.cpu
+        self.silicon.debug.set_stepping(False)
         cpu.shared.slice_end = self.clock_now + max_ticks
-        end_of_patience = monotonic() + SLICE_SECONDS
+        end_of_patience = monotonic() + seconds
         cpu.stop_when(lambda: monotonic() >= end_of_patience)
         try:
             while True:
@@ -438,33 +442,44 @@ class Machine:
         """The vCPU that ran last, or runs next."""
         return self.hypervisor.current_vcpu
 
-    def step_vcpu(self, index: int, *, hold_interrupts: bool = False) -> SliceEnd:
+    def step_vcpu(
+        self,
+        index: int,
+        within: range | None = None,
+        most: int = 0,
+        *,
+        hold_interrupts: bool = False,
+    ) -> SliceEnd:
         """Executes one instruction of a vCPU while the others stand still.
+
+        It goes on while the next one is at the linear addresses `within`, `most` times at most, as
+        long as it needs nobody for that (`DebugSupport.steps` tells how often): a stop at a
+        breakpoint there comes first.
 
         Interrupts and timers that are due come as in a free run; the delivery of one is a step of
         its own. With `hold_interrupts` they stay pending (see Hypervisor.step_vcpu). If all vCPUs
         are halted, the clock jumps to the next timer, once. A vCPU that has nothing to run comes
         back at once, as Idle; a machine that was reset, as Stopped.
         """
-        debug = self.silicon.debug
-        self.silicon.cpu.clear_stop()
-        debug.set_stepping(True)
+        silicon, hypervisor = self.silicon, self.hypervisor
+        silicon.cpu.clear_stop()
+        # Until run_slice(): most steps are followed by another one.
+        silicon.debug.set_stepping(True, within, most)
         jumped = False
-        try:
-            for _ in range(_STEP_TRIES):
-                outcome = self.hypervisor.step_vcpu(index, hold_interrupts=hold_interrupts)
-                match outcome:
-                    case None:
-                        return Idle(None)
-                    case AllHalted(int() as deadline) if not jumped:
-                        jumped = True
-                        self.skip_idle(max(0, deadline - self.clock_now))
-                        continue
-                end = self._slice_end(outcome)
-                if end is not None:
-                    return end
-        finally:
-            debug.set_stepping(False)
+        for _ in range(_STEP_TRIES):
+            outcome = hypervisor.step_vcpu(index, hold_interrupts=hold_interrupts)
+            match outcome:
+                case Debug(stop, vcpu, _):
+                    return DebugEvent(vcpu, stop.reason, stop.address, stop.event)
+                case None:
+                    return Idle(None)
+                case AllHalted(int() as deadline) if not jumped:
+                    jumped = True
+                    self.skip_idle(max(0, deadline - self.clock_now))
+                    continue
+            end = self._slice_end(outcome)
+            if end is not None:
+                return end
         return Idle(None)
 
     # -- console ----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import trio
 
 from svsmd.gdbstub import target
 from svsmd.gdbstub.catchpoints import event_stop
-from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd, Stopped
+from svsmd.slice_end import DebugEvent, Ended, Idle, SliceEnd
 from svsmd.snp.events import SnpEvent
 from svsmd.snp.exits import DebugReason
 
@@ -31,6 +31,10 @@ SLICE_SECONDS: Final = 0.02
 """A slice that takes longer is asked to end, so that output and input need not wait. Slices are
 bounded in ticks, and the ticks of a guest that does nothing but exit take a thousand times as long
 as those of one that computes."""
+SPRINT_TICKS: Final = 250_000
+SPRINT_SECONDS: Final = 0.001
+"""A sprint keeps everything else waiting, so it ends sooner: most stops that a debugger counts come
+within this many ticks. To hand a slice over to a thread and back takes 100 us by itself."""
 INPUT_SIZE: Final = 4096
 """Bytes typed that may wait in the machine, and as many again here; who types more waits."""
 
@@ -68,8 +72,8 @@ class RunnableMachine(Protocol):
         """Ticks since power-on."""
         ...
 
-    def run_slice(self) -> SliceEnd:
-        """Run for a bounded number of ticks."""
+    def run_slice(self, max_ticks: int = ..., seconds: float = ...) -> SliceEnd:
+        """Run for a bounded number of ticks, and not much longer than so many seconds."""
         ...
 
     def request_stop(self) -> None:
@@ -153,11 +157,23 @@ class Runner:
         self._ask_to_stop(target.Stopped(tid=1))
         return None
 
-    def resume(self) -> None:
+    def resume(self, *, at_once: bool = False) -> target.StopEvent | None:
         """See `svsmd.gdbstub.target.Runner.resume`."""
         self._pending_stop = None
         self._running = True
-        self._wake()
+        stop = self._sprint() if at_once and self._ended is None else None
+        if stop is None:
+            self._wake()
+        return stop
+
+    def _sprint(self) -> target.StopEvent | None:
+        self._begin_slice()
+        stop = self._end_slice(self._machine.run_slice(SPRINT_TICKS, SPRINT_SECONDS))
+        if stop is None:
+            self.after_slice()
+        else:
+            self._stand_still(stop)
+        return stop
 
     def interrupt(self) -> None:
         """See `svsmd.gdbstub.target.Runner.interrupt`."""
@@ -255,9 +271,12 @@ class Runner:
             self._input_taken.set()
             self._input_taken = trio.Event()
 
-    async def _run_slice(self) -> None:
+    def _begin_slice(self) -> None:
         self._hand_over_input()
         self._in_slice = True
+
+    async def _run_slice(self) -> None:
+        self._begin_slice()
         self._slice_limit.deadline = trio.current_time() + SLICE_SECONDS
         # Shielded: a slice is short, and who cancels the task must not leave a thread behind that
         # still runs a machine whose parts are being closed.
@@ -267,29 +286,32 @@ class Runner:
             raise Abandoned
         self._slice_scope = None
         self._slice_limit.deadline = math.inf
-        self._in_slice = False
+        stop = self._end_slice(end)
         self.after_slice()
+        if stop is not None:
+            self._report(stop)
+        elif isinstance(end, Idle):
+            await self._idle(end.deadline)
+
+    def _end_slice(self, end: SliceEnd) -> target.Stopped | None:
+        """The machine may be looked at again; returns what a debugger has to be told."""
+        self._in_slice = False
         for held, sink in self._outputs:
             if held:
                 sink(bytes(held))
                 held.clear()
         match end:
-            case Stopped():
-                pass
-            case Idle(deadline):
-                await self._idle(deadline)
+            case DebugEvent() if self._on_stop is None:
+                # A breakpoint that has just been removed, or the panic of an SVSM that nobody looks
+                # at.
+                return None
             case DebugEvent(event=SnpEvent() as event):
-                if self._on_stop is not None:
-                    self._report(event_stop(event))
+                return event_stop(event)
             case DebugEvent(vcpu, kind, address):
-                # Without a debugger it is a breakpoint that has just been removed, or the panic of
-                # an SVSM that nobody looks at.
-                if self._on_stop is not None:
-                    signal = stop_signal(kind)
-                    reason = _STOP_REASONS[kind]
-                    self._report(target.Stopped(vcpu + 1, signal, reason, address))
+                return target.Stopped(vcpu + 1, stop_signal(kind), _STOP_REASONS[kind], address)
             case Ended():
                 self._ended = self._ended or end
+        return None
 
     async def _idle(self, deadline: int | None) -> None:
         """All vCPUs are halted: wait for a timer or for somebody, and tell the machine how long."""
@@ -320,10 +342,13 @@ class Runner:
         self._machine.request_stop()
         self._wake()
 
-    def _report(self, stop: target.Stopped) -> None:
-        """The machine stands still: remember why, and tell the debugger."""
+    def _stand_still(self, stop: target.Stopped) -> None:
         self._running = False
         self._pending_stop = None
         self._last_stop = stop
+
+    def _report(self, stop: target.Stopped) -> None:
+        """The machine stands still: remember why, and tell the debugger."""
+        self._stand_still(stop)
         if self._on_stop is not None:
             self._on_stop(stop)

@@ -96,8 +96,9 @@ class EventMachine:
         self.on_stop = on_stop
         return Stopped(1, Signal.SIGTRAP)
 
-    def resume(self) -> None:
+    def resume(self, *, at_once: bool = False) -> StopEvent | None:
         self.running = True
+        return None
 
     def interrupt(self) -> None:
         pass

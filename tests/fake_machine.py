@@ -36,7 +36,7 @@ class FakeMachine:
     def console_waiting(self) -> int:
         return len(self.typed)
 
-    def run_slice(self) -> SliceEnd:
+    def run_slice(self, max_ticks: int = SLICE_TICKS, seconds: float = 0) -> SliceEnd:
         self.slices += 1
         self.clock_now += SLICE_TICKS
         if self.script:

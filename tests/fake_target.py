@@ -287,6 +287,8 @@ class FakeRunner:
         self.running = running
         self.on_stop: Callable[[StopEvent], None] | None = None
         self.after_slice: Callable[[], None] = lambda: None
+        self.sprint_steps = 0
+        """So many instructions `resume` runs at once."""
         self._interruption: Stopped | None = None
         self._changed = trio.Event()
         # While it runs, the machine is in a slice whenever the client is served.
@@ -299,10 +301,16 @@ class FakeRunner:
         self._interruption = Stopped(1)
         return None
 
-    def resume(self) -> None:
+    def resume(self, *, at_once: bool = False) -> StopEvent | None:
+        if at_once and self.sprint_steps:
+            self.machine.in_slice = True
+            event = self.machine.run(self.sprint_steps)
+            if event is not None:
+                return event
         assert not self.running
         self.running = self.machine.in_slice = True
         self._changed.set()
+        return None
 
     def interrupt(self) -> None:
         self._interruption = Stopped(1, Signal.SIGINT)

@@ -148,6 +148,10 @@ class MachineTarget:
         """See Target."""
         return self._worlds.view(thread).read_registers()
 
+    def expedited(self, thread: ThreadId) -> tuple[int, int, int]:
+        """See SupportsExpedited."""
+        return self._worlds.view(thread).expedited()
+
     def read_register(self, thread: ThreadId, name: str) -> int | None:
         """See Target."""
         if is_event_register(name):
@@ -203,6 +207,8 @@ class MachineTarget:
 
     def arrived(self, thread: ThreadId) -> bool:
         """See SupportsBreakpoints."""
+        if not self._machine.silicon.debug.has_breakpoints:
+            return False
         vcpu = self._worlds.vcpu_of(thread)
         if vcpu is None:
             return False
@@ -291,8 +297,21 @@ class MachineTarget:
 
     def step(self, thread: ThreadId, *, alone: bool = False) -> StopEvent | None:
         """See Target."""
+        event, _ = self.step_within(thread, None, 0, alone=alone)
+        return event
+
+    def step_within(
+        self, thread: ThreadId, within: range | None, most: int, *, alone: bool = False
+    ) -> tuple[StopEvent | None, int]:
+        """See SupportsRangeSteps; a step ends behind its instruction without a range."""
+        event = self._step_thread(thread, within, most, alone=alone)
+        return event, self._machine.silicon.debug.steps
+
+    def _step_thread(
+        self, thread: ThreadId, within: range | None, most: int, *, alone: bool
+    ) -> StopEvent | None:
         if thread.pid == ANY_WORLD:
-            event = self._step(thread.tid - 1)
+            event = self._step(thread.tid - 1, within, most)
             return Stopped(thread.tid) if event is None else event
         done = Stopped(thread.tid, pid=thread.pid)
         vcpu = self._worlds.vcpu_of(thread)
@@ -301,16 +320,26 @@ class MachineTarget:
                 return done
             self._await(thread, {self._pc(thread): False})
             return None
-        return self._step_through(thread, vcpu, done, alone=alone)
+        pc = self._pc(thread)
+        event = self._step(vcpu.index, within, most)
+        debug = self._machine.silicon.debug
+        if debug.steps:
+            pc = debug.last_pc
+        return self._step_through(thread, vcpu, event, pc, done, alone=alone)
 
     def _step_through(
-        self, thread: ThreadId, vcpu: Vcpu, done: Stopped, *, alone: bool
+        self,
+        thread: ThreadId,
+        vcpu: Vcpu,
+        event: Stopped | Exited | None,
+        pc: int,
+        done: Stopped,
+        *,
+        alone: bool,
     ) -> StopEvent | None:
         """Step a thread that runs, and the SVSM while it is at the thread's service."""
-        pc, left = self._pc(thread), False
+        left = False
         for _ in range(_MAX_SERVICE_STEPS):
-            # What the SVSM does for it, it does as in a free run.
-            event = self._step(vcpu.index, own=not left)
             if isinstance(event, Exited):
                 return event
             if self._worlds.vcpu_of(thread) is not None:
@@ -319,13 +348,14 @@ class MachineTarget:
                 if not left or event is None or self._pc(thread) != pc:
                     return done
                 left = False  # back where it was, of a fault or an interrupt: now it goes on
-                continue
-            left = True
-            named = self._in_service(thread, event)
-            if named is not None:
-                return replace(named, pid=thread.pid, tid=thread.tid) if alone else named
-            if event is None or thread.pid == _SVSM_PID:
-                break
+            else:
+                left = True
+                named = self._in_service(thread, event)
+                if named is not None:
+                    return replace(named, pid=thread.pid, tid=thread.tid) if alone else named
+                if event is None or thread.pid == _SVSM_PID:
+                    break
+            event = self._step(vcpu.index, own=not left)
         if alone:
             return done
         if not self._worlds.can_run(thread):  # it has ended
@@ -393,13 +423,15 @@ class MachineTarget:
             self._machine.silicon.debug.remove_breakpoint(arrival.breakpoint)
         self._arrivals.clear()
 
-    def _step(self, index: int, *, own: bool = True) -> Stopped | Exited | None:
+    def _step(
+        self, index: int, within: range | None = None, most: int = 0, *, own: bool = True
+    ) -> Stopped | Exited | None:
         """Execute one instruction of a vCPU; None if it has none to execute.
 
         `own`: of the thread that is stepped, which takes no interrupts unless it shall.
         """
         hold = own and not self.step_interrupts
-        end = self._machine.step_vcpu(index, hold_interrupts=hold)
+        end = self._machine.step_vcpu(index, within, most, hold_interrupts=hold)
         match end:
             case Ended(exit_code, _):
                 return Exited(exit_code)

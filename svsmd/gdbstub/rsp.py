@@ -193,10 +193,13 @@ class Decoder:
             return Need.DATA
         body = bytes(buffer[:end])
         try:
-            expected = unhexlify(buffer[end + 1 : end + 3])[0]
+            (expected,) = unhexlify(buffer[end + 1 : end + 3])
         except ValueError:
             expected = -1
-        del buffer[: end + 3]
+        if len(buffer) == end + 3:
+            buffer.clear()
+        else:
+            del buffer[: end + 3]
         self._in_packet = False
         self._scanned = 0
         if checksum(body) != expected:

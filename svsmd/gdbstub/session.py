@@ -6,7 +6,8 @@ Theory of operation. A session begins when the machine stands still under the cl
 gets no answer: the session is `RUNNING` until the runner reports a stop, and the report is the
 answer. Ctrl-C makes it `INTERRUPTING`, which is `RUNNING` but for a second Ctrl-C, which changes
 nothing. Whichever stop comes first answers both the resumption and the Ctrl-C; a Ctrl-C that
-crosses a stop reply finds the session `IDLE` and is ignored.
+crosses a stop reply finds the session `IDLE` and is ignored. But a range step that takes long comes
+in pieces, whose stop replies the user does not see: a Ctrl-C then ends the next piece.
 
 A session ends when the client detaches, when its connection is lost, and when it breaks the
 protocol: breakpoints are taken out and the machine goes on, unless it stood still before the client
@@ -248,6 +249,7 @@ class Session:
         self._move(Trigger.INTERRUPT)
         if before is State.RUNNING:
             self._runner.interrupt()
+        self._context.interrupted = self._context.unfinished
 
     def _retransmit(self) -> bytes:
         self._retransmits += 1
@@ -293,8 +295,8 @@ class Session:
                 self._move(Trigger.RESUME)
                 self._context.running = True
                 self._resume_at_end = True
-                self._runner.resume()
-                return b""
+                stop = self._runner.resume(at_once=True)
+                return b"" if stop is None else self.stopped(stop)
             case Action.INTERRUPT:
                 self._interrupt()
                 return b""

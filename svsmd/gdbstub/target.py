@@ -253,6 +253,30 @@ class SupportsStepInterrupts(Protocol):
 
 
 @runtime_checkable
+class SupportsExpedited(Protocol):
+    """A machine that tells quicker than by all registers what is wanted at each stop."""
+
+    def expedited(self, thread: ThreadId) -> tuple[int, int, int]:
+        """RBP, RSP and RIP, as `Target.read_registers` has them."""
+        ...
+
+
+@runtime_checkable
+class SupportsRangeSteps(Protocol):
+    """A machine that goes on by itself with a step whose end is in a range of addresses."""
+
+    def step_within(
+        self, thread: ThreadId, within: range, most: int, *, alone: bool = False
+    ) -> tuple[StopEvent | None, int]:
+        """As `Target.step`, and `most` instructions more at most, while the PC is in `within`.
+
+        It may end sooner. Returns how many more it were, too. A breakpoint that was reached by
+        them is reported; one at the PC where it ends otherwise is not.
+        """
+        ...
+
+
+@runtime_checkable
 class SupportsFiles(Protocol):
     """A machine that has the executables of its processes."""
 
@@ -415,9 +439,10 @@ class SupportsEvents(Protocol):
 class Runner(Protocol):
     """Run control: whoever owns the task that runs the slices of the machine.
 
-    `on_stop` is called in the thread of the stub, between slices, once for each `resume` and once
-    for an `attach` that found the machine running; and once more, with `Exited`, if the machine
-    ends while it stands still. Never from inside a call of this protocol.
+    `on_stop` is called in the thread of the stub, between slices, once for each `resume` that has
+    not returned the stop, and once for an `attach` that found the machine running; and once more,
+    with `Exited`, if the machine ends while it stands still. Never from inside a call of this
+    protocol.
 
     Attributes:
         after_slice: called in the thread of the stub after each slice, before `on_stop`; the
@@ -434,8 +459,12 @@ class Runner(Protocol):
         """
         ...
 
-    def resume(self) -> None:
-        """Run all vCPUs until something stops them; then `on_stop`."""
+    def resume(self, *, at_once: bool = False) -> StopEvent | None:
+        """Run all vCPUs until something stops them; then `on_stop`.
+
+        `at_once`: before this returns, in the thread of the stub and for no more than a moment. If
+        that was enough, the stop is returned, and `on_stop` is not told of it.
+        """
         ...
 
     def interrupt(self) -> None:

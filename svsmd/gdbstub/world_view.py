@@ -15,6 +15,7 @@ from typing import Final
 from svsmd.gdbstub.target import G_LAYOUT, NO_SYSCALL, TargetError
 from svsmd.gdbstub.why import debugger_refusal
 from svsmd.host.vcpu import DR7_AFTER_RESET, Activity, World
+from svsmd.snp.cpu_unicorn import RBP, RSP
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.register_file import RegisterFile, UnknownRegister
 from svsmd.snp.register_writes import ReadOnlyRegister
@@ -30,8 +31,8 @@ ACTIVITY: Final = {
 }
 """What a world does, in words."""
 NO_REGISTERS: Final = bytes(G_LAYOUT.size)
-_PC: Final = 16
-"""Its place in `G_LAYOUT`."""
+_RBP, _RSP, _PC = 6, 7, 16
+"""Their places in `G_LAYOUT`."""
 MAX_ADDRESS: Final = (1 << 64) - 1
 _READ_ONLY: Final = {
     "cpu_mode": "it follows from cr0, efer, eflags and cs",
@@ -59,6 +60,11 @@ class View:
     def read_registers(self) -> bytes:
         """See Target."""
         return NO_REGISTERS
+
+    def expedited(self) -> tuple[int, int, int]:
+        """See SupportsExpedited."""
+        registers = G_LAYOUT.unpack(self.read_registers())
+        return registers[_RBP], registers[_RSP], registers[_PC]
 
     @property
     def pc(self) -> int:
@@ -154,6 +160,14 @@ class WorldView(View):
             registers.vectors(), registers.mxcsr, NO_SYSCALL,
             registers.read("fs_base"), registers.read("gs_base"),
         )  # fmt: skip
+
+    def expedited(self) -> tuple[int, int, int]:
+        """See SupportsExpedited."""
+        registers = self.load()
+        if registers is None:
+            return 0, 0, 0
+        regs = self._silicon.cpu.regs
+        return regs[RBP], regs[RSP], registers.linear_rip
 
     @property
     def pc(self) -> int:

@@ -179,12 +179,11 @@ class Hypervisor:
 
     def _step_vcpu(self, index: int) -> HostOutcome | None:
         vcpu, interrupted = self.vcpus[index], self._interrupted
-        if (
-            self._events.pending
-            or self._end is not None
-            or (interrupted is not None and interrupted[0] is vcpu)
-        ):
+        if self._events.pending or self._end is not None:
             return self.step(_NEVER)
+        if interrupted is not None and interrupted[0] is vcpu:
+            self._interrupted = None
+            return self._run(vcpu, interrupted[1], resumed=True)
         now = self._silicon.clock.now
         self._timers.run_due(now)
         turn = self._scheduler.peek(now)

@@ -80,11 +80,35 @@ class DebugSupport:
 
     # -- steps ------------------------------------------------------------------------------
 
-    def set_stepping(self, on: bool) -> None:
-        """Each completed instruction ends the run while this is on."""
-        self.stepping = on
+    def set_stepping(self, on: bool, within: range | None = None, most: int = 0) -> None:
+        """Each completed instruction ends the run while this is on.
+
+        Args:
+            within: but not where the next one is at these linear addresses, at the same CPL and in
+                the same address space.
+            most: so often, that is.
+        """
         self.stepped = False
-        self._apply()
+        shared = self._cpu.shared
+        shared.range_left = most
+        shared.range_steps = 0
+        if within is not None:
+            shared.range_start = within.start
+            shared.range_size = max(0, within.stop - within.start)
+            shared.range_cpl, shared.range_cr3 = self._cpu.cpl, self._cpu.cr[3]
+        if on is not self.stepping:
+            self.stepping = on
+            self._apply()
+
+    @property
+    def steps(self) -> int:
+        """Instructions that the step under way has gone on for, or the last one has."""
+        return self._cpu.shared.range_steps
+
+    @property
+    def last_pc(self) -> int:
+        """Linear address of the instruction that was stepped last."""
+        return self._cpu.shared.first_pc
 
     def hidden_step(self, on: bool) -> None:
         """One instruction on leaves of its own."""
@@ -97,6 +121,7 @@ class DebugSupport:
         return self.stepping or self._transient
 
     def _apply(self) -> None:
+        self._cpu.shared.plain_steps = int(self.stepping and not self._transient)
         if self.hidden != bool(self._cpu.shared.stepping):
             self._cpu.set_stepping(self.hidden)
 
@@ -124,6 +149,11 @@ class DebugSupport:
     def breakpoints_at(self, address: int) -> list[Breakpoint]:
         """All that may be hit at a linear address."""
         return [*self._breakpoints.get(address, ()), *self._aliases.at(address)]
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether any may be hit."""
+        return bool(self._breakpoints) or self._aliases.seen
 
     def hit(self, address: int) -> bool:
         """The loaded context is about to execute the instruction at a linear address.
@@ -262,8 +292,9 @@ class DebugSupport:
     def accessed(self) -> Watch | None:
         """The watchpoint that the engine's next access (`Trap.WATCH`) hits.
 
-        The engine's loads may be wider than the instruction's: its operands tell, if it has one
-        there."""
+        The engine's loads may be wider than the instruction's, and it names stores that are not
+        aligned by other bytes (native/watchpoints.c): the operands tell, if there is one there.
+        """
         shared = self._cpu.shared
         first, last = shared.watched_access, shared.watched_access + shared.watched_length - 1
         watches = [
@@ -273,6 +304,9 @@ class DebugSupport:
             and first < w.gpa + w.length
             and w.gpa <= last
         ]
+        length = shared.watched_length
+        if watches and shared.watched_kind == _STORE and not first & (length - 1):
+            return watches[0]  # most of them: one store of no more bytes than the instruction's
         kind = AccessKind.READ if shared.watched_kind == _LOAD else AccessKind.WRITE
         there = [
             (at, length)

@@ -75,6 +75,7 @@ class Stop(IntEnum):
     EXIT = 3
     BROKEN = 4
     VMGEXIT = 5
+    STEP = 6
 
 
 class Trap(IntEnum):
@@ -110,6 +111,11 @@ class EngineState(Protocol):
         first: no block has run since the start: there must be progress.
         next_check: tick at which the callbacks look at the fields above; 0 for the next block.
         stepping: the engine's single-step flag is on.
+        plain_steps: with `stepping`, each instruction may end run() with Stop.STEP in place of an
+            exit DB. Only native callbacks do that.
+        range_start, range_size, range_cpl, range_cr3: a step goes on where the next instruction
+            is in this range, at this CPL, with this CR3,
+        range_left: and so many more times; `range_steps`, times that it went on.
         trap: a Trap, with an exit DB.
         skip_breakpoint: linear address whose breakpoint is passed once.
         passed_breakpoint: linear address of the last breakpoint whose instruction was let through.
@@ -142,6 +148,13 @@ class EngineState(Protocol):
     first: int
     next_check: int
     stepping: int
+    plain_steps: int
+    range_start: int
+    range_size: int
+    range_cpl: int
+    range_cr3: int
+    range_left: int
+    range_steps: int
     trap: int
     skip_breakpoint: int
     passed_breakpoint: int

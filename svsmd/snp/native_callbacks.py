@@ -113,6 +113,10 @@ class _Shared(ctypes.Structure):
         ("watch_off", ctypes.c_uint32), ("last_leaf", ctypes.c_uint64),
         ("watched_access", ctypes.c_uint64), ("watched_length", ctypes.c_uint32),
         ("watched_kind", ctypes.c_uint32),
+        ("plain_steps", ctypes.c_uint32), ("dr", ctypes.c_uint32),
+        ("range_start", ctypes.c_uint64), ("range_size", ctypes.c_uint64),
+        ("range_cr3", ctypes.c_uint64), ("range_cpl", ctypes.c_uint32),
+        ("range_left", ctypes.c_uint32), ("range_steps", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -186,6 +190,7 @@ class NativeCallbacks(EngineCallbacks):
         shared.fast = Fast.ALL
         shared.passed_breakpoint = shared.passed_block = NEVER
         shared.nested_cr3 = layout.nested_cr3
+        shared.dr = layout.dr
         shared.assigned = address_of(self.assigned)
         shared.trapped = address_of(self.trapped)
         shared.has_code = address_of(self._has_code)

@@ -56,6 +56,11 @@ class PhysicalBreakpoints:
         """Those that have been seen at a linear address."""
         return self._aliases.get(address, ())
 
+    @property
+    def seen(self) -> bool:
+        """Whether some have been seen."""
+        return bool(self._aliases)
+
     def arm(self) -> None:
         """Before a run: code that is translated already is translated anew, and so seen."""
         if self._new:

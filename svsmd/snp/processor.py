@@ -207,7 +207,7 @@ class Processor:
             self.cpu.shared.skip_breakpoint = (1 << 64) - 1
             if self.events.pending:
                 self.leave(DebugStop(DebugReason.EVENT, self.cpu.linear_rip))
-            elif self.debug.stepping:
+            elif self.debug.stepping and not (code == EngineExit.DB and self._in_range()):
                 self.leave(DebugStop(DebugReason.STEP, self.cpu.linear_rip))
 
     def leave(self, exit_: Exit) -> None:
@@ -558,6 +558,23 @@ class Processor:
             cpu.dr[6] &= ~_DR6_BS
         if hit is not None:
             self.leave(DebugStop(hit.reason, hit.address))
+        return True
+
+    def _in_range(self) -> bool:
+        """Whether the step that has just been completed goes on (DebugSupport.set_stepping)."""
+        cpu, shared = self.cpu, self.cpu.shared
+        if (
+            not shared.range_left
+            or not 0 <= cpu.linear_rip - shared.range_start < shared.range_size
+            or cpu.cpl != shared.range_cpl
+            or cpu.cr[3] != shared.range_cr3
+            or shared.stop
+        ):
+            return False
+        shared.range_left -= 1
+        shared.range_steps += 1
+        shared.first = 1
+        shared.next_check = 0
         return True
 
     def _repeat_last_pass(self) -> None:

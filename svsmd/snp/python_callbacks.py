@@ -163,6 +163,13 @@ class _State:
     first: int = 0
     next_check: int = 0
     stepping: int = 0
+    plain_steps: int = 0
+    range_start: int = 0
+    range_size: int = 0
+    range_cpl: int = 0
+    range_cr3: int = 0
+    range_left: int = 0
+    range_steps: int = 0
     trap: int = Trap.NONE
     skip_breakpoint: int = NEVER
     passed_breakpoint: int = NEVER
@@ -471,7 +478,9 @@ class PythonCallbacks(EngineCallbacks):
     def _breakpoint(self, pc: int) -> bool:
         """There is one at the start of the block; returns whether it is not to be passed."""
         state = self.state
-        if state.skip_breakpoint == pc or state.stepping:
+        # Who steps looks where it has arrived, unless the step has gone on from there.
+        going_on = state.plain_steps and state.range_steps
+        if state.skip_breakpoint == pc or (state.stepping and not going_on):
             state.skip_breakpoint = NEVER
             state.passed_breakpoint = pc
             return False

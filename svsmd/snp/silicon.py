@@ -296,6 +296,9 @@ class Silicon:
         vmcb.ghcb_msr = shared.ghcb_msr
         if shared.v_irq < 0:
             vmcb.v_irq = None
+        if stop is Stop.STEP:
+            context.reported = rip = cpu.linear_rip
+            return DebugStop(DebugReason.STEP, rip)
         if stop is Stop.VMGEXIT:
             return _VMGEXIT
         if shared.skip_breakpoint == cpu.linear_rip:
@@ -340,6 +343,7 @@ class Silicon:
         if loaded is not None and loaded.vmcb is vmcb:
             return loaded
         self.save_loaded()
+        self.cpu.shared.range_left = 0  # a step goes on in its own world only
         context = self._contexts.get(id(vmcb))
         if context is None or context.vmcb is not vmcb:
             context = self._contexts[id(vmcb)] = _Context(vmcb)

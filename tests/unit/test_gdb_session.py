@@ -31,6 +31,7 @@ from svsmd.gdbstub.target import (
     Signal,
     StopEvent,
     Stopped,
+    StopReason,
     TargetError,
     ThreadId,
     WatchpointKind,
@@ -503,24 +504,80 @@ def test_step_of_another_thread_makes_it_current(client: Client) -> None:
     assert client.ask(b"s") == stop(INC, tid=1)
 
 
-def test_range_step_ends_outside_of_the_range(client: Client) -> None:
-    assert client.ask(b"vCont;r1000,100c:1;c") == stop(JMP)
+class RangingMachine(FakeMachine):
+    """Goes on with range steps by itself."""
+
+    def step_within(
+        self, thread: ThreadId, within: range, most: int, *, alone: bool = False
+    ) -> tuple[StopEvent | None, int]:
+        event, more = self.step(thread, alone=alone), 0
+        while event == Stopped(thread.tid) and more < most and self.pc(thread) in within:
+            if self.arrived(thread):
+                return Stopped(thread.tid, reason=StopReason.SWBREAK), more
+            event, more = self.step(thread, alone=alone), more + 1
+        return event, more
+
+    def pc(self, thread: ThreadId) -> int:
+        return self.vcpus[thread.tid].registers["rip"]
 
 
-def test_range_step_ends_at_a_breakpoint(client: Client) -> None:
-    assert client.ask(b"Z0,100b,1") == b"OK"
-    assert client.ask(b"vCont;r1000,1010:1") == stop(NOP)
+@pytest.fixture(params=[FakeMachine, RangingMachine])
+def stepper(request: pytest.FixtureRequest) -> Client:
+    """Of a machine that knows no ranges, and of one that does."""
+    return Client(request.param())
 
 
-def test_range_step_ends_at_another_stop(client: Client) -> None:
-    assert client.ask(b"Z2,2000,8") == b"OK"
-    assert client.ask(b"vCont;r1000,1010:1") == stop(INC, extra=b"watch:2000;")
+def test_range_step_ends_outside_of_the_range(stepper: Client) -> None:
+    assert stepper.ask(b"vCont;r1000,100c:1;c") == stop(JMP)
 
 
-def test_range_step_is_bounded(client: Client) -> None:
-    assert client.ask(b"vCont;r1000,1010:1") == stop(LOOP)
-    rounds = resume.MAX_RANGE_STEPS // 4
-    assert client.ask(b"m2000,8") == struct.pack("<Q", rounds).hex().encode()
+def test_range_step_ends_at_a_breakpoint(stepper: Client) -> None:
+    assert stepper.ask(b"Z0,100b,1") == b"OK"
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(NOP)
+
+
+def test_range_step_ends_at_another_stop(stepper: Client) -> None:
+    assert stepper.ask(b"Z2,2000,8") == b"OK"
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(INC, extra=b"watch:2000;")
+
+
+def test_range_step_is_bounded(stepper: Client) -> None:
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(LOOP)
+    most = resume.MAX_RANGE_STEPS
+    ranging = isinstance(stepper.machine, RangingMachine)
+    rounds = (most if ranging else most // resume.STEP_COST) // 4
+    assert stepper.ask(b"m2000,8") == struct.pack("<Q", rounds).hex().encode()
+
+
+def test_ctrl_c_ends_a_range_step_that_takes_long(stepper: Client) -> None:
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(LOOP)
+    assert stepper.raw(b"\x03") == b""
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(LOOP, Signal.SIGINT)
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(LOOP)
+
+
+def test_ctrl_c_behind_a_range_step_is_ignored(stepper: Client) -> None:
+    assert stepper.ask(b"vCont;r1000,100c:1") == stop(JMP)
+    assert stepper.raw(b"\x03") == b""
+    assert stepper.ask(b"vCont;r1000,1010:1") == stop(JMP)
+
+
+def test_a_stop_that_comes_at_once() -> None:
+    """It is the answer to the packet, behind what was printed until then."""
+    client = Client()
+    client.runner.sprint_steps = 100
+    assert client.ask(b"Z0,1008,1") == b"OK"
+    client.machine.console.write(b"printed")
+    assert client.raw(encode(b"vCont;c")) == encode(b"O" + b"printed".hex().encode()) + encode(
+        stop(INC)
+    )
+    assert client.is_in(State.IDLE)
+    assert client.ask(b"z0,1008,1") == b"OK"
+    assert client.raw(encode(b"vCont;c")) == b""
+    assert client.is_in(State.RUNNING)
+    client.runner.interrupt()
+    client.runner.slice(4)
+    assert len(client.stop_replies) == 1
 
 
 def test_continue_at_an_address() -> None:

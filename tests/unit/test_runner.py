@@ -297,6 +297,55 @@ class TestDebugger:
         assert len(stops) == 0
         runner.finish(0, "")
 
+    async def test_a_sprint_runs_at_once_and_returns_its_stop(self, nursery):
+        seen: list[object] = []
+
+        def hit():
+            take(b"printed")
+            assert not seen
+            seen.append(threading.current_thread())
+            return DebugEvent(1, DebugReason.BREAKPOINT, 0x1000)
+
+        machine, runner = make(hit, paused=True)
+        take = runner.between_slices(seen.append)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        expected = target.Stopped(2, reason=target.StopReason.SWBREAK, address=0x1000)
+        assert runner.resume(at_once=True) == expected
+        assert seen == [threading.current_thread(), b"printed"]
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (machine.slices, len(stops), runner.running) == (1, 0, False)
+        assert runner.attach(stops) == expected
+        runner.finish(0, "")
+
+    async def test_a_sprint_without_a_stop_goes_on_in_the_other_thread(self, nursery):
+        threads = []
+
+        def note(end):
+            threads.append(threading.current_thread())
+            return end
+
+        hit = DebugEvent(0, DebugReason.WRITE_WATCHPOINT, 0x1000)
+        _, runner = make(partial(note, Stopped()), partial(note, hit), paused=True)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        assert runner.resume(at_once=True) is None
+        watched = target.StopReason.WATCH
+        assert await stops.wait() == target.Stopped(1, reason=watched, address=0x1000)
+        assert threads[0] is threading.current_thread() is not threads[1]
+        runner.finish(0, "")
+
+    async def test_a_machine_may_end_in_a_sprint(self, nursery):
+        _, runner = make(OFF, paused=True)
+        nursery.start_soon(runner.run)
+        stops = Stops()
+        runner.attach(stops)
+        assert runner.resume(at_once=True) is None
+        assert await stops.wait() == target.Exited(0)
+        assert runner.resume(at_once=True) is None  # it does not run any more
+
     async def test_a_hit_without_a_debugger_does_not_stop_the_machine(self):
         for kind in (DebugReason.BREAKPOINT, DebugReason.PANIC):
             _, runner = make(DebugEvent(0, kind, 0x1000), OFF)

@@ -37,6 +37,7 @@ class RspClient:
 
     Attributes:
         packet_size: bytes of the longest packet that the stub takes.
+        step_body: the packet that steps the thread that stopped first.
     """
 
     def __init__(self, port: int) -> None:
@@ -49,21 +50,45 @@ class RspClient:
         size = re.search(r"PacketSize=([0-9a-fA-F]+)", features)
         self.packet_size: Final = int(size[1], 16) if size else _DEFAULT_PACKET_SIZE
         if "QStartNoAckMode+" in features:
-            self._expect(b"QStartNoAckMode", b"OK")
+            self.expect(b"QStartNoAckMode", b"OK")
             self._acknowledging = False
         stop = self.request(b"?")
         thread = re.search(rb"thread:([^;]+);", stop)
-        self._thread: Final = thread[1] if thread else b"1"
-        self._expect(b"Hg" + self._thread, b"OK")
+        name = thread[1] if thread else b"1"
+        self.step_body: Final = b"vCont;s:" + name
+        self.expect(b"Hg" + name, b"OK")
 
     def request(self, body: bytes) -> bytes:
         """Sends a packet and returns the body of the next one that comes."""
         self._send(body)
         return self._receive()
 
+    def packet(self, body: bytes) -> bytes:
+        """What exchange() sends for `body`; made once where it is sent a thousand times."""
+        ack = b"+" if self._acknowledging else b""
+        return ack + b"$" + body + b"#" + checksum(body)
+
+    def exchange(self, packet: bytes) -> bytes:
+        """Sends what packet() has made; all bytes up to the end of the packet that comes back.
+
+        It does as little as a client can, so that what is measured is the stub: no checksum is
+        looked at, and an acknowledgement goes out with the next packet.
+        """
+        receive = self._socket.recv
+        self._socket.sendall(packet)
+        data = receive(_RECEIVE)
+        parts, tail = [data], data[-3:]
+        while tail[-3:-2] != b"#":
+            if not data:
+                raise RspError("the stub hung up")
+            data = receive(_RECEIVE)
+            parts.append(data)
+            tail = (tail + data)[-3:]
+        return b"".join(parts)
+
     def step(self) -> None:
         """One instruction of the thread that stopped first."""
-        reply = self.request(b"vCont;s:" + self._thread)
+        reply = self.request(self.step_body)
         if reply[:1] not in (b"T", b"S"):
             raise RspError(f"a step ended with {reply[:40]!r}")
 
@@ -98,7 +123,8 @@ class RspClient:
     def _send(self, body: bytes) -> None:
         self._socket.sendall(b"$" + body + b"#" + checksum(body))
 
-    def _expect(self, body: bytes, wanted: bytes) -> None:
+    def expect(self, body: bytes, wanted: bytes = b"OK") -> None:
+        """A packet that has one good answer."""
         reply = self.request(body)
         if reply != wanted:
             raise RspError(f"{body!r} was answered with {reply[:40]!r}")

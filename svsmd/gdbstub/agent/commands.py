@@ -32,6 +32,8 @@ class Console:
 
     def take(self) -> bytes:
         """All that has come since the last call."""
+        if not self._size and not self._dropped:
+            return b""
         text = b"".join(self._parts)
         if self._dropped:
             text += b"[%d more bytes were printed, and dropped]\n" % self._dropped

@@ -21,7 +21,10 @@ from svsmd.gdbstub.target import (
     Signal,
     StopEvent,
     Stopped,
+    SupportsBreakpoints,
+    SupportsExpedited,
     SupportsProcesses,
+    SupportsRangeSteps,
     Target,
     Thread,
     ThreadId,
@@ -106,6 +109,10 @@ class Context:
     """
     stepping: ThreadId | None = None
     """The thread whose step needs others to run (`SupportsProcesses`)."""
+    unfinished: bool = False
+    """The last stop is that of a range step that has taken long: the client goes on with it."""
+    interrupted: bool = False
+    """Ctrl-C came there, for the user of a step that never stands still."""
     running: bool = False
     client_features: frozenset[bytes] = frozenset()
     """What the client said in qSupported, such as b"swbreak+"."""
@@ -128,6 +135,18 @@ class Context:
     """One thread of each process that the client was told of, by pid."""
     detached: set[int] = field(default_factory=set)
     """Processes that the client has detached from."""
+    breaking: SupportsBreakpoints | None = field(init=False)
+    """The target, if it has breakpoints. Whether it has takes Python as long as a step."""
+    expediting: SupportsExpedited | None = field(init=False)
+    ranging: SupportsRangeSteps | None = field(init=False)
+    _processes: SupportsProcesses | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        target = self.target
+        self.breaking = target if isinstance(target, SupportsBreakpoints) else None
+        self.expediting = target if isinstance(target, SupportsExpedited) else None
+        self.ranging = target if isinstance(target, SupportsRangeSteps) else None
+        self._processes = target if isinstance(target, SupportsProcesses) else None
 
     def say(self, text: str) -> None:
         """Show the user a line before the reply."""
@@ -141,10 +160,7 @@ class Context:
     @property
     def processes(self) -> SupportsProcesses | None:
         """The target's processes, if the client knows what that is."""
-        target = self.target
-        if b"multiprocess+" in self.client_features and isinstance(target, SupportsProcesses):
-            return target
-        return None
+        return self._processes if b"multiprocess+" in self.client_features else None
 
     def all_threads(self) -> list[Thread]:
         """What the client may ask for.

@@ -12,8 +12,10 @@ Deviations: k and vKill detach. Whoever started the machine ends it, not a debug
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from svsmd.gdbstub.packets.breakpoints import remove_all
 from svsmd.gdbstub.packets.context import (
@@ -35,28 +37,57 @@ from svsmd.gdbstub.target import (
     StopEvent,
     Stopped,
     StopReason,
-    SupportsBreakpoints,
     ThreadId,
 )
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
 
-MAX_RANGE_STEPS: Final = 1000
-"""Most steps that one range step takes before it reports, still in the range; gdb then goes on.
+MAX_RANGE_STEPS: Final = 0x10000
+"""Most instructions that one range step takes before it reports, still in the range; gdb goes on.
 
 It bounds how long the stub is deaf to Ctrl-C.
 """
+STEP_COST: Final = 0x100
+"""So many of them a step counts for that the target has to be asked for by itself."""
 
 # What gdb wants to know after every step, in the packet that reports it. One `g` less a step.
-_EXPEDITED: Final = [
-    (b"%02x:" % REGISTER_NUMBERS[name], G_SPANS[REGISTER_NUMBERS[name]])
-    for name in ("rbp", "rsp", "rip")
-]
-_RIP: Final = G_SPANS[REGISTER_NUMBERS["rip"]]
+_EXPEDITED: Final = tuple(REGISTER_NUMBERS[name] for name in ("rbp", "rsp", "rip"))
+_EXPEDITED_SPANS: Final = tuple(G_SPANS[number] for number in _EXPEDITED)
+_STOP_REPLY: Final = b"T%%02x%02x:%%b;%02x:%%b;%02x:%%b;thread:%%b;%%b" % _EXPEDITED
+_THREE: Final = struct.Struct("<3Q")
 
 _VCONT_ACTION: Final = re.compile(
     rb"(?P<kind>[cst]|[CS](?:[0-9a-fA-F]{2})|r(?P<start>[0-9a-fA-F]+),(?P<end>[0-9a-fA-F]+))"
     rb"(?::(?P<thread>[-p.0-9a-fA-F]+))?"
 )
+
+
+class _ThreadAction(NamedTuple):
+    """One action of vCont."""
+
+    kind: bytes
+    start: int
+    end: int
+    thread: bytes | None
+
+    @property
+    def everything(self) -> bool:
+        """Whether what no action before it fits is resumed."""
+        return self.kind == b"c" and self.thread is None
+
+
+@lru_cache(maxsize=64)
+def _parse_actions(args: bytes) -> tuple[_ThreadAction, ...]:
+    """Clients that step send the same packet again and again. Raises `PacketError`."""
+    actions = []
+    for text in args[1:].split(b";"):
+        match = _VCONT_ACTION.fullmatch(text)
+        if match is None:
+            raise PacketError(Errno.INVALID, "malformed vCont action")
+        start = end = 0
+        if match["start"] is not None:
+            start, end = parse_hex(match["start"]), parse_hex(match["end"])
+        actions.append(_ThreadAction(text[:1], start, end, match["thread"]))
+    return tuple(actions)
 
 
 def stop_reply(ctx: Context, event: StopEvent) -> bytes:
@@ -65,12 +96,21 @@ def stop_reply(ctx: Context, event: StopEvent) -> bytes:
         ended = b"W%02x" % (event.code & 0xFF)
         # All processes are gone, but a stop is one of one process.
         return ended if ctx.processes is None else ended + b";process:%x" % _ended_pid(ctx)
-    registers = ctx.target.read_registers(event.thread)
-    expedited = b"".join(
-        b"%b%b;" % (number, registers[span].hex().encode()) for number, span in _EXPEDITED
-    )
-    thread = ctx.format(event.thread)
-    return b"T%02x%bthread:%b;%b" % (event.signal, expedited, thread, _reason(ctx, event))
+    thread = event.thread
+    digits = _THREE.pack(*_expedited(ctx, thread)).hex().encode()
+    return _STOP_REPLY % (
+        event.signal, digits[:16], digits[16:32], digits[32:], ctx.format(thread),
+        _reason(ctx, event),
+    )  # fmt: skip
+
+
+def _expedited(ctx: Context, thread: ThreadId) -> tuple[int, int, int]:
+    """RBP, RSP and RIP."""
+    if ctx.expediting is not None:
+        return ctx.expediting.expedited(thread)
+    registers = ctx.target.read_registers(thread)
+    rbp, rsp, rip = (int.from_bytes(registers[span], "little") for span in _EXPEDITED_SPANS)
+    return rbp, rsp, rip
 
 
 def _ended_pid(ctx: Context) -> int:
@@ -78,10 +118,10 @@ def _ended_pid(ctx: Context) -> int:
 
 
 def _reason(ctx: Context, event: Stopped) -> bytes:
+    if event.reason is StopReason.SIGNAL:
+        return b""
     name = event.reason.value.encode()
     match event.reason:
-        case StopReason.SIGNAL:
-            return b""
         case StopReason.SWBREAK | StopReason.HWBREAK:
             # The protocol forbids these two unless the client has announced them.
             return name + b":;" if name + b"+" in ctx.client_features else b""
@@ -95,6 +135,7 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
     What commands of breakpoints have printed until then is said first.
     """
     ctx.stepping = None
+    ctx.unfinished = ctx.interrupted = False
     ctx.console += console_output(ctx)
     ctx.last_stop = event = ctx.show(event)
     ctx.listings = 0
@@ -102,7 +143,7 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
         ctx.detached.add(_ended_pid(ctx))  # else the client would find it again
     if isinstance(event, Stopped):
         ctx.general, ctx.user_thread = event.thread, None
-        _introduce(ctx, event.thread)
+        _introduce(ctx, ctx.general)
         if event.words:
             ctx.say(event.words)
     return stop_reply(ctx, event)
@@ -110,9 +151,8 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
 
 def console_output(ctx: Context) -> list[bytes]:
     """Packets with what commands of breakpoints have printed; while the client waits for a stop."""
-    if not isinstance(ctx.target, SupportsBreakpoints):
-        return []
-    return console_packets(ctx.target.take_output())
+    output = b"" if ctx.breaking is None else ctx.breaking.take_output()
+    return console_packets(output) if output else []
 
 
 def _introduce(ctx: Context, thread: ThreadId) -> None:
@@ -156,24 +196,19 @@ def vcont(ctx: Context, args: bytes) -> Reply:
     if not args.startswith(b";"):
         return UNSUPPORTED
     kinds = set()
-    actions = args[1:].split(b";")
-    for text in actions:
-        match = _VCONT_ACTION.fullmatch(text)
-        if match is None:
-            raise PacketError(Errno.INVALID, "malformed vCont action")
-        kind = text[:1]
-        thread = None if match["thread"] is None else parse_thread(ctx, match["thread"])
+    actions = _parse_actions(args)
+    for kind, start, end, thread_text in actions:
+        thread = None if thread_text is None else parse_thread(ctx, thread_text)
         # gdb 13 steps a thread alone past a breakpoint, and fails if another one stops then.
         alone = len(actions) == 1 and thread is not None
         if not ctx.running and kind != b"t":
-            everything = actions[-1] in (b"c", b"C")
+            everything = actions[-1].everything
             _note_resumed(ctx, None if everything else thread, alone=alone)
         if thread is not None:
             thread = ctx.check_thread(thread)
         if kind in b"sS":
             return step(ctx, thread, alone=alone)
         if kind == b"r":
-            start, end = parse_hex(match["start"]), parse_hex(match["end"])
             return range_step(ctx, thread, start, end, alone=alone)
         kinds.add(kind)
     if kinds == {b"t"}:
@@ -202,8 +237,8 @@ def resume(ctx: Context) -> Reply:
     """Run the machine, unless it has ended."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
-    if isinstance(ctx.target, SupportsBreakpoints):
-        ctx.target.forget_removed_breakpoints()
+    if ctx.breaking is not None:
+        ctx.breaking.forget_removed_breakpoints()
     return Action.RESUME
 
 
@@ -226,8 +261,8 @@ def _arrived(ctx: Context, event: StopEvent | None) -> bool:
     return (
         isinstance(event, Stopped)
         and event.reason not in (StopReason.SWBREAK, StopReason.HWBREAK)
-        and isinstance(ctx.target, SupportsBreakpoints)
-        and ctx.target.arrived(event.thread)
+        and ctx.breaking is not None
+        and ctx.breaking.arrived(event.thread)
     )
 
 
@@ -246,14 +281,26 @@ def range_step(
         return stop_reply(ctx, ctx.last_stop)
     target = ctx.target
     stepped = ctx.last_stop.thread if thread is None else thread
+    if ctx.interrupted:
+        return report_stop(ctx, Stopped(stepped.tid, Signal.SIGINT, pid=stepped.pid))
     plain = Stopped(stepped.tid, Signal.SIGTRAP, pid=stepped.pid)
-    for _ in range(MAX_RANGE_STEPS):
-        event = target.step(stepped, alone=alone)
+    left, more = MAX_RANGE_STEPS, 0
+    while left > 0:
+        if ctx.ranging is None:
+            event = target.step(stepped, alone=alone)
+        else:
+            within = range(start, end)
+            event, more = ctx.ranging.step_within(stepped, within, left - 1, alone=alone)
+        left -= STEP_COST + more
         if _arrived(ctx, event) or event != plain:
             break
-        pc = int.from_bytes(target.read_registers(stepped)[_RIP], "little")
+        _, _, pc = _expedited(ctx, stepped)
         if not start <= pc < end:
             break
+    else:
+        reply = report_stop(ctx, plain)
+        ctx.unfinished = True
+        return reply
     return _stepped(ctx, stepped, event)
 
 

@@ -894,6 +894,43 @@ static int serve_interrupt_window(struct shared *s, uint32_t code)
 	return 1;
 }
 
+/*
+ * Whether the step that has just been completed goes on; Processor._in_range() of
+ * svsmd/snp/processor.py is the same.
+ */
+static int in_range(struct shared *s)
+{
+	uint64_t rip = get64(s, s->eip) + get64(s, s->cs_base);
+
+	if (!s->range_left || rip - s->range_start >= s->range_size ||
+	    (get32(s, s->hflags) & HF_CPL) != s->range_cpl ||
+	    get64(s, s->cr + 8 * 3) != s->range_cr3 ||
+	    __atomic_load_n(&s->stop, __ATOMIC_RELAXED))
+		return 0;
+	s->range_left--;
+	s->range_steps++;
+	return 1;
+}
+
+/* A debugger's step is done. Python has the guest's own steps, and the last pass of a REP. */
+static int serve_step(struct shared *s, uc_engine *uc)
+{
+	uint64_t rcx = get64(s, s->regs + 8 * RCX);
+
+	if (!s->plain_steps || s->trap || get64(s, s->eflags) & EFLAGS_TF ||
+	    ((s->first_rcx & 0xffff) == 1 && !(rcx & 0xffff)))
+		return 0;
+	put64(s, s->dr + 8 * 6, get64(s, s->dr + 8 * 6) & ~(uint64_t)DR6_BS);
+	if (in_range(s)) {
+		s->first = 1;
+		s->next_check = 0;
+		return 1;
+	}
+	s->stopped = STOP_STEP;
+	s->emu_stop(uc);
+	return 1;
+}
+
 /* The events that come by the ten thousand; 0 leaves one to Python. */
 static int serve(struct shared *s, uc_engine *uc, uint32_t code)
 {
@@ -923,7 +960,6 @@ static int serve(struct shared *s, uc_engine *uc, uint32_t code)
 	case EXIT_PF:
 		put64(s, s->cr + 8 * 2, *s->exit_info_2);
 		break;
-	case EXIT_DB:
 	case EXIT_UD:
 		return 0;
 	}
@@ -953,7 +989,7 @@ void svsmd_on_exit(uc_engine *uc, uint32_t code, void *user)
 		code = s->event_code;
 		put32(s, s->error_code, s->event_error);
 		*s->exit_info_2 = s->event_address;
-	} else if (serve(s, uc, code)) {
+	} else if (code == EXIT_DB ? serve_step(s, uc) : serve(s, uc, code)) {
 		s->skip_breakpoint = ~(uint64_t)0;
 		return;
 	}

@@ -62,6 +62,7 @@ enum stop_reason {
 	STOP_EXIT,
 	STOP_BROKEN,
 	STOP_VMGEXIT,
+	STOP_STEP,
 };
 
 /* What is served here; with FAST_BUT_VC somebody wants to hear of each #VC. */
@@ -76,6 +77,7 @@ enum access { ACCESS_READ = 1, ACCESS_WRITE = 2 };
 enum { RAX = 0, RCX = 1, RDX = 2, RBX = 3, RSP = 4, R11 = 11, CS = 1, SS = 2, SEGMENT_STRIDE = 24 };
 
 #define EFER_SCE (1u << 0)
+#define DR6_BS (1u << 14)
 #define EFLAGS_TF (1u << 8)
 #define EFLAGS_IF (1u << 9)
 #define EFLAGS_NT (1u << 14)
@@ -213,6 +215,14 @@ struct shared {
 	uint64_t watched_access; /* with TRAP_WATCH: guest-physical address, */
 	uint32_t watched_length; /* bytes, */
 	uint32_t watched_kind;  /* enum access */
+	uint32_t plain_steps;   /* with `stepping`: nobody but the debugger waits for the next #DB */
+	uint32_t dr;            /* offset into env */
+	uint64_t range_start;   /* a step does not end where it finds the next instruction in here: */
+	uint64_t range_size;    /* linear address, bytes, */
+	uint64_t range_cr3;     /* in this address space, */
+	uint32_t range_cpl;     /* at this CPL, */
+	uint32_t range_left;    /* and so many more times */
+	uint64_t range_steps;   /* times that it did not end */
 };
 
 static inline void put64(const struct shared *s, uint32_t offset, uint64_t v)

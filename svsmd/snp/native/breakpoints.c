@@ -325,7 +325,8 @@ void svsmd_on_breakpoint(uc_engine *uc, uint64_t pc, uint32_t size, void *user)
 
 	(void)uc;
 	(void)size;
-	if (s->skip_breakpoint == pc || s->stepping) {
+	/* Who steps looks where it has arrived, unless the step has gone on from there. */
+	if (s->skip_breakpoint == pc || (s->stepping && !(s->plain_steps && s->range_steps))) {
 		s->skip_breakpoint = NEVER;
 		s->passed_breakpoint = pc;
 		return;
