@@ -152,7 +152,7 @@ def gdb_points() -> list[Result]:
         far = measure(lambda c: _slowdown(c, counter, ELSEWHERE))
     in_client = f"{QEMU_PLAIN}: the client evaluates them"
     return [
-        beside_qemu("breakpoint: step off, continue, stop", "hits/s", breakpoints, Bound(2)),
+        beside_qemu("breakpoint: step off, continue, stop", "hits/s", breakpoints, Bound(1.5)),
         beside_qemu("watchpoint: continue, stop", "hits/s", writes),
         beside_qemu("Ctrl-C to stop, median", "ms", medians),
         Result(
