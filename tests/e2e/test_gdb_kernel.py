@@ -12,6 +12,9 @@ from random import Random
 
 import pytest
 
+from svsmd.symbols.call_frames import Landings
+from svsmd.symbols.dwarf import Reg
+from svsmd.symbols.image import read_image
 from tests.kernel_image import ORC_HASHES, Orc, read_rows
 from tests.linux_shell import BOOT_SECONDS, PROMPT
 from tests.svsmd_process import Console, Linux, Program, SvsmdProcess
@@ -19,15 +22,11 @@ from tests.symbol_reader import SymbolReader
 from tests.unwinders import assert_same_caller
 from tools.apt_packages import AptError, os_release
 from tools.fetch_kernel import fetch_kernel
-from tools.symbols.call_frames import Landings
-from tools.symbols.dwarf import Reg
-from tools.symbols.image import read_image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-TOOL = Path(__file__).parent.parent.parent / "tools" / "kernel_symbols.py"
 OPENED = "/proc/version"
 CURRENT = (
     # Before 6.15 in a structure, then a variable of its own.
@@ -50,7 +49,7 @@ def kernel_of(suite: str, linux: Linux) -> Path:
 def make_symbols(kernel: Path, directory: Path, *options: str) -> Path:
     """The symbols of a kernel; there is nothing to complain of."""
     output = directory / f"{kernel.name}.symbols"
-    command = [sys.executable, str(TOOL), str(kernel), str(output), *options]
+    command = [sys.executable, "-m", "svsmd", "symbols", str(kernel), str(output), *options]
     done = subprocess.run(command, capture_output=True, check=True, timeout=120)
     assert (done.stdout, done.stderr) == (b"", b"")
     return output
