@@ -157,11 +157,14 @@ def test_kernels(svsmd: Start, linux: Linux, gdb_program: str, suite: str, decom
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--no-svsm",)])
 def test_reboot(svsmd: Start, linux: Linux, gdb_program: str, options: tuple[str, ...]) -> None:
-    """The next boot chooses anew, and the debugger goes with it."""
+    """The next boot chooses anew; breakpoints and watchpoints go with it."""
     machine, console = boot(svsmd, linux, KASLR, *options)
     with attached(machine, gdb_program) as gdb:
         places = [number(gdb, "&_text")]
         gdb.send("break start_kernel")
+        gdb.send("inferior 1")
+        gdb.send("watch nr_cpu_ids")
+        gdb.expect("Hardware watchpoint 2: nr_cpu_ids")
         for _ in range(2):
             gdb.send("continue")
             gdb.expect("Continuing")
@@ -170,6 +173,8 @@ def test_reboot(svsmd: Start, linux: Linux, gdb_program: str, options: tuple[str
             gdb.expect(r"Breakpoint 1, 0x\w+ in start_kernel \(\)")
             assert_in_order(frames(gdb), ["start_kernel", "common_startup_64"])
             places.append(number(gdb, "&_text"))
+            gdb.send("continue")
+            gdb.expect(r"Hardware watchpoint 2: nr_cpu_ids[^\0]*New value = 1$")
             gdb.send("continue")
             gdb.expect("Continuing")
             console.expect("SVMBOOT: shell", BOOT_SECONDS)
