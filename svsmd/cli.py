@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import click
 
@@ -78,6 +78,13 @@ def _parse_seed(text: str) -> bytes:
         return bytes.fromhex("0" * (len(digits) % 2) + digits)
     except ValueError:
         raise UserError(f"{text!r} is neither hexadecimal digits nor `random`") from None
+
+
+def _parse_address(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise UserError(f"{text!r} is not a hexadecimal address") from None
 
 
 def _machine_options(command: Callable[..., int]) -> Callable[..., int]:
@@ -383,6 +390,53 @@ def doctor(*, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(findings, indent=2))
     return ExitCode.OK if usable else ExitCode.USAGE
+
+
+@cli.command()
+@click.argument("kernel", type=click.File("rb"), metavar="KERNEL")
+@click.argument("output", type=click.Path(dir_okay=False), metavar="[OUT]", required=False)
+@click.option(
+    "--text",
+    type=_option_value(_parse_address),
+    metavar="ADDRESS",
+    help="Where _text is, hexadecimal, if the kernel has moved.",
+)
+@click.option(
+    "--kallsyms",
+    type=EXISTING_FILE,
+    metavar="FILE",
+    help="Lines of the running kernel's /proc/kallsyms: that of _text, and those of modules.",
+)
+def symbols(
+    *, kernel: IO[bytes], output: str | None, text: int | None, kallsyms: Path | None
+) -> int:
+    """Make a file with which gdb knows a Linux kernel: symbols, call frames, types.
+
+    KERNEL is a bzImage or an ELF file. OUT is NAME.symbols in the current directory unless it is
+    given; - stands for stdin and stdout.
+    """
+    from svsmd.symbols.image import SymbolsError, read_image
+    from svsmd.symbols.kallsyms import parse_proc_kallsyms
+    from svsmd.symbols.kernel import symbol_file
+
+    if text is not None and kallsyms is not None:
+        raise UserError("--text and --kallsyms exclude each other")
+    # Half a million objects are made, none of which refers to itself.
+    gc.disable()
+    try:
+        sections = read_image(kernel.read())
+        lines = "" if kallsyms is None else kallsyms.read_text(errors="backslashreplace")
+        running = parse_proc_kallsyms(lines) if kallsyms is not None else []
+        made = symbol_file(sections, text=text, running=running)
+        with click.open_file(output or f"{Path(kernel.name).name}.symbols", "wb") as file:
+            file.write(made.data)
+    except SymbolsError as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    for line in made.missing:
+        say(line)
+    return ExitCode.OK
 
 
 def say(line: str) -> None:

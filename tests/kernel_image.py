@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Small Linux kernels without a kernel: ELF files with the tables that tools/symbols reads.
+"""Small Linux kernels without a kernel: ELF files with the tables that svsmd/symbols reads.
 
 Written from the formats' definitions, and without the code under test but for its descriptions of
 symbols and types.
@@ -11,8 +11,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tools.symbols.btf import Kind, Type
-from tools.symbols.kallsyms import Symbol
+from svsmd.symbols.btf import Kind, Type
+from svsmd.symbols.kallsyms import Symbol
 
 TEXT: Final = 0xFFFF_FFFF_8100_0000
 RODATA: Final = 0xFFFF_FFFF_8200_0000

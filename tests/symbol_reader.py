@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tools/kernel_symbols.py makes, as pyelftools reads it."""
+"""What svsmd/symbols makes, as pyelftools reads it."""
 
 import io
 from typing import Any
@@ -13,6 +13,19 @@ class SymbolReader:
     def __init__(self, data: bytes) -> None:
         self._file: Any = ELFFile(io.BytesIO(data))
         self.dwarf: Any = self._file.get_dwarf_info()
+
+    @property
+    def header(self) -> Any:
+        """The file header."""
+        return self._file.header
+
+    def segments(self) -> list[Any]:
+        """The program headers."""
+        return list(self._file.iter_segments())
+
+    def sections(self) -> list[Any]:
+        """All sections."""
+        return list(self._file.iter_sections())
 
     def section(self, name_or_number: str | int) -> Any:
         """A section; None if there is none of that name."""

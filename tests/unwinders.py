@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from elftools.dwarf.dwarf_expr import DWARFExprParser
 
+from svsmd.symbols.call_frames import Landings
+from svsmd.symbols.dwarf import Reg
 from tests.kernel_image import Orc
-from tools.symbols.call_frames import Landings
-from tools.symbols.dwarf import Reg
 
 U64 = (1 << 64) - 1
 BASES: Final = {

@@ -9,7 +9,7 @@ here to any other file of the host.
 /stages.elf
     its two boot stages, moved to where they run
 /guest.elf
-    the guest's kernel, if it was given as an ELF file
+    the guest's kernel if it was given as an ELF file; the symbols of a bzImage
 /modules/PATH
     programs of the archive, a static-PIE moved to where the SVSM loads it
 """
@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from svsmd.core.tasks.executable import PIE_BASE
+from svsmd.gdbstub.guest_kernel import GuestKernel
 from svsmd.gdbstub.moved_elf import is_position_independent, moved
 from svsmd.gdbstub.worlds import Worlds, pid_of
 from svsmd.host.layout import SvsmRegion
@@ -40,9 +41,10 @@ _ELF_MAGIC: Final = b"\x7fELF"
 class MachineFiles:
     """Finds files by name, and the file of a process."""
 
-    def __init__(self, machine: Machine, worlds: Worlds) -> None:
+    def __init__(self, machine: Machine, worlds: Worlds, kernel: GuestKernel | None) -> None:
         self._machine = machine
         self._worlds = worlds
+        self._kernel = kernel
         self._makers: Mapping[str, Callable[[], bytes | None]] = {
             SVSM: self._svsm,
             STAGES: self._stages,
@@ -56,11 +58,11 @@ class MachineFiles:
         if program is not None:
             return posixpath.normpath(f"{MODULES}/{program.path}")
         if pid == self._worlds.guest_pid:
-            return GUEST if self._guest() is not None else None
+            return GUEST if self._has_guest else None
         return SVSM if pid == pid_of(Vmpl.VMPL0) else None
 
     def read(self, name: str) -> bytes | None:
-        """Contents of a file; None if there is none of that name."""
+        """Contents of a file; None if there is none of that name. Raises `Preparing`."""
         maker = self._makers.get(name)
         return self._program(name) if maker is None else maker()
 
@@ -77,7 +79,13 @@ class MachineFiles:
         archive = len(machine.payload.archive)
         return SvsmRegion.at_top_of(machine.silicon.memory.ranges, machine.config.cpus, archive)
 
+    @property
+    def _has_guest(self) -> bool:
+        return self._guest() is not None if self._kernel is None else self._kernel.has_symbols
+
     def _guest(self) -> bytes | None:
+        if self._kernel is not None:
+            return self._kernel.symbols()
         kernel = self._machine.payload.kernel
         return kernel if kernel.startswith(_ELF_MAGIC) else None
 

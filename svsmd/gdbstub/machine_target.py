@@ -17,8 +17,9 @@ from svsmd.gdbstub.catchpoints import (
     event_stop,
     is_event_register,
 )
+from svsmd.gdbstub.guest_kernel import GuestKernel
 from svsmd.gdbstub.machine_breakpoints import MachineBreakpoints
-from svsmd.gdbstub.machine_files import MachineFiles
+from svsmd.gdbstub.machine_files import GUEST, MachineFiles
 from svsmd.gdbstub.machine_view import MachineView
 from svsmd.gdbstub.monitor import monitor_commands
 from svsmd.gdbstub.physical_memory import read_physical, write_physical
@@ -28,6 +29,7 @@ from svsmd.gdbstub.target import (
     BreakpointKind,
     Exited,
     MonitorCommand,
+    Relocation,
     Signal,
     StopEvent,
     Stopped,
@@ -89,7 +91,8 @@ class MachineTarget:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._worlds = Worlds(machine)
-        self._files = MachineFiles(machine, self._worlds)
+        self._kernel = GuestKernel.of(machine, self._worlds)
+        self._files = MachineFiles(machine, self._worlds, self._kernel)
         self._breakpoints = MachineBreakpoints(lambda: machine.silicon.debug)
         self._watches: dict[_WatchKey, list[tuple[int, int]]] = {}
         self._watch_worlds: dict[_WatchKey, ThreadId] = {}
@@ -141,6 +144,18 @@ class MachineTarget:
     def read_file(self, name: str) -> bytes | None:
         """See SupportsFiles."""
         return self._files.read(name)
+
+    def relocation(self, pid: int) -> Relocation | None:
+        """See SupportsRelocation."""
+        kernel = self._kernel
+        if kernel is None or pid != self._worlds.guest_pid or kernel.start is None:
+            return None
+        return Relocation(kernel.linked, kernel.start)
+
+    def report_moves(self, on: bool) -> None:
+        """See SupportsRelocation."""
+        if self._kernel is not None:
+            self._kernel.report_moves(on)
 
     # -- registers and memory ---------------------------------------------------------------
 
@@ -216,7 +231,9 @@ class MachineTarget:
         return registers is not None and self._machine.silicon.debug.hit(registers.linear_rip)
 
     def take_output(self) -> bytes:
-        """See SupportsBreakpoints."""
+        """See SupportsBreakpoints; called after each slice, too."""
+        if self._kernel is not None:
+            self._kernel.between_slices()
         return self._breakpoints.console.take()
 
     # -- watchpoints ------------------------------------------------------------------------
@@ -292,7 +309,12 @@ class MachineTarget:
 
     def name_process(self, event: Stopped) -> Stopped:
         """See SupportsProcesses."""
-        pid, tid = self._worlds.running(self._vcpu(event.tid - 1))
+        vcpu = self._vcpu(event.tid - 1)
+        pid, tid = self._worlds.running(vcpu)
+        if self._kernel is not None and self._kernel.has_moved():
+            # A breakpoint there is reached by the debugger that has been told where it is.
+            self._machine.silicon.report_again(self._worlds.vmcb_of(ThreadId(pid, tid)))
+            return Stopped(tid, reason=StopReason.EXEC, pid=pid, file=GUEST)
         return replace(event, pid=pid, tid=tid)
 
     def step(self, thread: ThreadId, *, alone: bool = False) -> StopEvent | None:

@@ -15,6 +15,7 @@ import trio
 from svsmd.gdbstub.eager_stream import EagerSocketStream
 from svsmd.gdbstub.rsp import (
     ACK,
+    MAX_PACKET,
     ConnectionClosed,
     Decoder,
     Need,
@@ -35,6 +36,9 @@ PATIENCE_SECONDS: Final = 0.5
 
 REFUSAL_SECONDS: Final = 2
 """So long a client that will be refused has time to say its first packet."""
+
+KEEP_WAITING_SECONDS: Final = 1
+"""gdb waits 2 s for each byte of a reply (`set remotetimeout`)."""
 
 
 class GdbServer:
@@ -96,6 +100,7 @@ class _Conversation:
         self._sending = trio.Lock()
         self._printed = b""
         self._has_printed = trio.Event()
+        self._is_gone = False
 
     def take_printed(self) -> None:
         """Between two slices: what was printed goes out, if what went before has."""
@@ -123,8 +128,47 @@ class _Conversation:
         session, stream = self._session, self._stream
         while session.state not in (State.LEAVING, State.DISCONNECTED):
             session.receive_data(await stream.receive_some(RECEIVE_SIZE))
+            await self._answer()
+
+    async def _answer(self) -> None:
+        session = self._session
+        while True:
             while (reply := session.next_reply()) is not None:
                 await self._send(reply)
+            if session.prepare is None:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_waiting)
+                nursery.start_soon(self._listen, nursery.cancel_scope)
+                await session.prepare()
+                nursery.cancel_scope.cancel()
+            if self._is_gone:
+                raise trio.BrokenResourceError("it did not wait for an answer")
+            session.prepared()
+
+    async def _keep_waiting(self) -> None:
+        """gdb gives up after some seconds in which nothing comes; an acknowledgement is enough."""
+        while True:
+            await trio.sleep(KEEP_WAITING_SECONDS)
+            try:
+                await self._send(ACK)
+            except trio.BrokenResourceError:
+                return  # the listener finds out as well
+
+    async def _listen(self, work: trio.CancelScope) -> None:
+        """What the client says while it waits; nobody works for one that has gone."""
+        received = 0
+        while received < MAX_PACKET:
+            try:
+                data = await self._stream.receive_some(RECEIVE_SIZE)
+            except trio.BrokenResourceError:
+                data = b""
+            if not data:
+                self._is_gone = True
+                work.cancel()
+                return
+            received += len(data)
+            self._session.receive_data(data)
 
     async def _report_stops(self) -> None:
         while True:

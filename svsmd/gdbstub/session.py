@@ -20,7 +20,7 @@ Spec: GDB manual, E.1 Overview, E.8 Interrupts, E.9 Packet Acknowledgment.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -61,10 +61,12 @@ from svsmd.gdbstub.rsp import (
 )
 from svsmd.gdbstub.target import (
     Exited,
+    Preparing,
     Runner,
     Signal,
     StopEvent,
     Stopped,
+    SupportsRelocation,
     Target,
     TargetError,
 )
@@ -151,6 +153,9 @@ class Session:
         self._acks = True
         self._last_packet = b""
         self._retransmits = 0
+        self._unanswered: bytes | None = None
+        self.prepare: Callable[[], Awaitable[None]] | None = None
+        """What the answer to the client waits for: to be called, and then `prepared`."""
 
     @property
     def state(self) -> State:
@@ -166,7 +171,10 @@ class Session:
 
         Raises `RemoteProtocolError`; the connection then has to be closed.
         """
-        while self._state not in (State.LEAVING, State.DISCONNECTED):
+        while self._state not in (State.LEAVING, State.DISCONNECTED) and self.prepare is None:
+            if self._unanswered is not None:
+                body, self._unanswered = self._unanswered, None
+                return self._serve(body)
             event = self._decoder.next_event()
             match event:
                 case Packet(body):
@@ -187,6 +195,10 @@ class Session:
                 case _:
                     pass  # acknowledgements tell nothing over a transport that loses nothing
         return None
+
+    def prepared(self) -> None:
+        """What the client waits for can be served."""
+        self.prepare = None
 
     def stopped(self, event: StopEvent) -> bytes:
         """The runner's `on_stop`: returns the stop reply to send, b"" if nobody waits for it."""
@@ -236,6 +248,8 @@ class Session:
         breakpoints.remove_all(self._context)
         signals.release(self._context)
         physical.release(self._context)
+        if isinstance(self._context.target, SupportsRelocation):
+            self._context.target.report_moves(False)
         self._runner.detach(resume=self._resume_at_end)
 
     def _move(self, trigger: Trigger) -> None:
@@ -277,6 +291,9 @@ class Session:
             return self._error(error.errno, str(error))
         except TargetError as error:
             return self._error(Errno.FAULT, str(error))
+        except Preparing as work:
+            self.prepare, self._unanswered = work.prepare, body
+            return b""
         if isinstance(reply, bytes):
             return self._console_packets() + self._packet(reply)
         return self._act(reply)

@@ -12,7 +12,7 @@ Spec: GDB manual, appendix E (remote serial protocol): E.3 stop reply packets, E
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final, NamedTuple, Protocol, runtime_checkable
@@ -81,6 +81,8 @@ class StopReason(Enum):
     WATCH = "watch"
     RWATCH = "rwatch"
     AWATCH = "awatch"
+    EXEC = "exec"
+    """The process runs another file from here on, or the same one where it has been moved to."""
 
 
 ANY_WORLD: Final = 0
@@ -130,6 +132,8 @@ class Stopped:
     """A line for the user's console, shown before the stop; empty if the reason says it all."""
     pid: int = ANY_WORLD
     """The process; nothing but `SupportsProcesses` knows it."""
+    file: str = ""
+    """For EXEC: name of the file."""
 
     @property
     def thread(self) -> ThreadId:
@@ -240,6 +244,18 @@ class SupportsProcesses(Protocol):
         ...
 
 
+class Preparing(Exception):
+    """What is asked for takes seconds to make: whoever asks again after `prepare` gets it.
+
+    Args:
+        prepare: makes it, in the task of the session; the machine and all others go on.
+    """
+
+    def __init__(self, prepare: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.prepare: Final = prepare
+
+
 @runtime_checkable
 class SupportsStepInterrupts(Protocol):
     """A machine that can hold interrupts back while it makes a step.
@@ -285,7 +301,35 @@ class SupportsFiles(Protocol):
         ...
 
     def read_file(self, name: str) -> bytes | None:
-        """Contents of a file of the machine; None if there is none of that name."""
+        """Contents of a file of the machine; None if there is none of that name.
+
+        Raises `Preparing`.
+        """
+        ...
+
+
+class Relocation(NamedTuple):
+    """Where the executable of a process lies."""
+
+    linked: int
+    """Address of its first byte in the file, which is its entry point."""
+    actual: int
+    """The same where it runs."""
+
+
+@runtime_checkable
+class SupportsRelocation(Protocol):
+    """A machine that has processes whose code chooses its own address."""
+
+    def relocation(self, pid: int) -> Relocation | None:
+        """Where the executable of a process has been moved to; None if that is not known yet."""
+        ...
+
+    def report_moves(self, on: bool) -> None:
+        """Whether the machine stops (`StopReason.EXEC`) when it is known of a process.
+
+        The client has read its executable before, and will read it again.
+        """
         ...
 
 

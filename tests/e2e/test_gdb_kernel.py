@@ -5,52 +5,43 @@ import re
 import subprocess
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from svsmd.symbols.call_frames import Landings
+from svsmd.symbols.dwarf import Reg
+from svsmd.symbols.image import read_image
 from tests.kernel_image import ORC_HASHES, Orc, read_rows
+from tests.linux_debugging import (
+    CURRENT,
+    ON_DEBIAN,
+    OPENED,
+    STOCK,
+    assert_in_order,
+    attached,
+    boot,
+    frames,
+    kernel_of,
+    number,
+    work_and_power_off,
+)
 from tests.linux_shell import BOOT_SECONDS, PROMPT
-from tests.svsmd_process import Console, Linux, Program, SvsmdProcess
+from tests.svsmd_process import Linux, SvsmdProcess
 from tests.symbol_reader import SymbolReader
 from tests.unwinders import assert_same_caller
-from tools.apt_packages import AptError, os_release
-from tools.fetch_kernel import fetch_kernel
-from tools.symbols.call_frames import Landings
-from tools.symbols.dwarf import Reg
-from tools.symbols.image import read_image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Start = Callable[..., SvsmdProcess]
 
-TOOL = Path(__file__).parent.parent.parent / "tools" / "kernel_symbols.py"
-OPENED = "/proc/version"
-CURRENT = (
-    # Before 6.15 in a structure, then a variable of its own.
-    "((struct pcpu_hot *)($gs_base + (long)&pcpu_hot))->current_task",
-    "*(struct task_struct **)($gs_base + (long)&current_task)",
-)
-ON_DEBIAN = os_release().get("ID") == "debian"
-STOCK = "stock"
-"""The kernel of the other tests."""
-
-
-def kernel_of(suite: str, linux: Linux) -> Path:
-    """That kernel, or the one of a suite of Debian."""
-    try:
-        return linux.kernel if suite == STOCK else fetch_kernel(suite)
-    except (AptError, OSError) as error:
-        pytest.skip(f"no kernel of {suite}: {error}")
-
 
 def make_symbols(kernel: Path, directory: Path, *options: str) -> Path:
     """The symbols of a kernel; there is nothing to complain of."""
     output = directory / f"{kernel.name}.symbols"
-    command = [sys.executable, str(TOOL), str(kernel), str(output), *options]
+    command = [sys.executable, "-m", "svsmd", "symbols", str(kernel), str(output), *options]
     done = subprocess.run(command, capture_output=True, check=True, timeout=120)
     assert (done.stdout, done.stderr) == (b"", b"")
     return output
@@ -128,58 +119,6 @@ def test_call_frames(suite: str, linux: Linux, tmp_path: Path) -> None:
 
 
 # -- with one -----------------------------------------------------------------------------------
-
-
-def boot(svsmd: Start, linux: Linux, *options: str) -> tuple[SvsmdProcess, Console]:
-    """A machine with a shell at its console."""
-    machine = svsmd(
-        f"--kernel={linux.kernel}", f"--initrd={linux.initrd}", "--append=console=ttyS0", *options
-    )
-    console = machine.console()
-    console.expect("SVMBOOT: shell", BOOT_SECONDS)
-    console.expect(PROMPT)
-    return machine, console
-
-
-@contextmanager
-def attached(machine: SvsmdProcess, gdb: str, symbols: Path) -> Iterator[Program]:
-    """An interactive gdb with a kernel's symbols."""
-    with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=symbols)) as session:
-        session.expect("^attached")
-        yield session
-
-
-def frames(gdb: Program) -> list[str]:
-    """The functions of a backtrace, innermost first: "??" where gdb knows none."""
-    start = len(gdb.transcript)
-    gdb.send("backtrace")
-    gdb.send("echo that is all\\n")
-    gdb.expect("that is all")
-    text = gdb.transcript[start:]
-    assert "Backtrace stopped" not in text, text
-    pattern = r"#\d+ +(?:0x[0-9a-f]+ in )?(<signal handler called>|[\w.]+ \(|\?\? \()"
-    return [found.removesuffix(" (") for found in re.findall(pattern, text)]
-
-
-def assert_in_order(found: list[str], expected: list[str]) -> None:
-    """What is expected is there in that order, with anything in between."""
-    rest = iter(found)
-    assert all(name in rest for name in expected), found
-
-
-def number(gdb: Program, expression: str) -> int:
-    """The value of an expression."""
-    gdb.send(f'printf "value %ld.\\n", (long)({expression})')
-    return int(gdb.expect(r"value (-?\d+)\.")[1])
-
-
-def work_and_power_off(machine: SvsmdProcess, console: Console) -> None:
-    """Nothing is wrong with the guest after all this."""
-    console.send("echo $((6 * 7))\r")
-    console.expect("^42$")
-    console.send("poweroff -f\r")
-    assert machine.wait() == 0, machine.stderr
-    assert not re.search(r"Oops|BUG:|Call Trace|WARNING: CPU", console.transcript)
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
@@ -282,34 +221,20 @@ def test_interrupts_of_a_busy_kernel(
 def test_kernel_that_has_moved(
     svsmd: Start, booted: tuple[Linux, Path], gdb_program: str, tmp_path: Path
 ) -> None:
-    """LSTAR tells how far it has; or /proc/kallsyms does."""
+    """A file made for where it is, and one that gdb moves there, are the same."""
     linux, symbols = booted
     machine, console = boot(svsmd, linux, "--decompress=guest")
     console.send("grep ' _text$' /proc/kallsyms\r")
     text = console.expect("^([0-9a-f]{16}) T _text$")[1]
-    with attached(machine, gdb_program, symbols) as gdb:
-        moved = int(text, 16) - number(gdb, "&_text") % (1 << 64)
-        assert moved == number(gdb, "$lstar-(long)&entry_SYSCALL_64")
-        gdb.send(f"symbol-file -o $lstar-(long)&entry_SYSCALL_64 {symbols}")
-        gdb.send("break do_sys_openat2")
-        gdb.expect("Breakpoint 1 at 0x")
-        gdb.send("continue")
-        gdb.expect("Continuing")
-        console.send(f"cat {OPENED}\r")
-        gdb.expect(r"Breakpoint 1, .*do_sys_openat2 \(dfd=-100, filename=0x")
-        expected = ["do_sys_openat2", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"]
-        assert_in_order(frames(gdb), expected)
-        gdb.send("print linux_banner")
-        gdb.expect(r'= "Linux version ')
-        gdb.send("quit")
-        gdb.wait()
     fixed = make_symbols(linux.kernel, tmp_path, "--text", text)
-    with attached(machine, gdb_program, fixed) as gdb:
-        assert number(gdb, "&_text") % (1 << 64) == int(text, 16)
-        gdb.send("print linux_banner")
-        gdb.expect(r'= "Linux version ')
-        gdb.send("quit")
-        gdb.wait()
+    for file in (symbols, fixed):
+        with attached(machine, gdb_program, file) as gdb:
+            assert number(gdb, "&_text") % (1 << 64) == int(text, 16)
+            assert number(gdb, "&entry_SYSCALL_64 == $lstar") == 1
+            gdb.send("print linux_banner")
+            gdb.expect(r'= "Linux version ')
+            gdb.send("quit")
+            gdb.wait()
     work_and_power_off(machine, console)
 
 

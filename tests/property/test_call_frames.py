@@ -7,14 +7,14 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svsmd.symbols.call_frames import Landings, debug_frame
+from svsmd.symbols.dwarf import Reg
+from svsmd.symbols.elf_file import elf_file
+from svsmd.symbols.image import read_image
+from svsmd.symbols.orc import read_orc
 from tests.kernel_image import RODATA, TEXT, Orc, elf, orc
 from tests.symbol_reader import SymbolReader
 from tests.unwinders import BASES, assert_same_caller
-from tools.symbols.call_frames import Landings, debug_frame
-from tools.symbols.dwarf import Reg
-from tools.symbols.elf_file import elf_file
-from tools.symbols.image import read_image
-from tools.symbols.orc import read_orc
 
 SIZE = 0x1000
 LANDINGS = Landings.below(TEXT)

@@ -8,15 +8,15 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svsmd.symbols.btf import VOID, Kind, Member, Type, read_btf
+from svsmd.symbols.debug_info import debug_info
+from svsmd.symbols.elf_file import elf_file
+from svsmd.symbols.image import SymbolsError, read_image
+from svsmd.symbols.kallsyms import Symbol, read_kallsyms
+from svsmd.symbols.kernel import symbol_file
 from tests.kernel_image import ALLOC, EXEC, LAYOUTS, RODATA, TEXT, Part, btf, elf, kallsyms
 from tests.symbol_reader import SymbolReader, type_of, value
 from tests.unit.test_kernel_symbols import kernel
-from tools.symbols.btf import VOID, Kind, Member, Type, read_btf
-from tools.symbols.debug_info import debug_info
-from tools.symbols.elf_file import elf_file
-from tools.symbols.image import SymbolsError, read_image
-from tools.symbols.kallsyms import Symbol, read_kallsyms
-from tools.symbols.kernel import symbol_file
 
 TEXT_SIZE = 0x100_0000
 NAMES = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.", min_size=1)

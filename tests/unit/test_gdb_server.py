@@ -7,9 +7,9 @@ import trio.testing
 
 from svsmd.gdbstub import eager_stream, server
 from svsmd.gdbstub.eager_stream import EagerSocketStream
-from svsmd.gdbstub.rsp import MAX_NOISE, MAX_PACKET, Decoder, Event, Need, Packet, encode
+from svsmd.gdbstub.rsp import MAX_NOISE, MAX_PACKET, Ack, Decoder, Event, Need, Packet, encode
 from svsmd.gdbstub.server import GdbServer
-from svsmd.gdbstub.target import Exited
+from svsmd.gdbstub.target import Exited, Preparing
 from tests.fake_target import COUNTER, INC, FakeMachine, FakeRunner
 
 
@@ -38,9 +38,11 @@ class Client:
 class Bench:
     """A machine that runs, a server for it, and any number of clients."""
 
-    def __init__(self, nursery: trio.Nursery, *, running: bool = True) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, *, running: bool = True, machine: FakeMachine | None = None
+    ) -> None:
         self.nursery = nursery
-        self.machine = FakeMachine()
+        self.machine = machine or FakeMachine()
         self.runner = FakeRunner(self.machine, running=running)
         self.server = GdbServer(self.machine, self.runner)
         nursery.start_soon(self.runner.run)
@@ -143,6 +145,69 @@ async def test_a_client_lost_while_the_machine_runs(bench: Bench) -> None:
     await bench.wait_until_released()
     assert bench.machine.breakpoints == []
     assert bench.is_running()
+
+
+class SlowFiles(FakeMachine):
+    """A file that takes three seconds."""
+
+    made = False
+
+    def executable(self, pid: int) -> str | None:
+        return None
+
+    def read_file(self, name: str) -> bytes | None:
+        if not self.made:
+            raise Preparing(self._prepare)
+        return b"contents"
+
+    async def _prepare(self) -> None:
+        await trio.sleep(3.5)
+        self.made = True
+
+
+OPEN = b"vFile:open:2f66,0,0"
+
+
+async def test_a_client_that_waits_for_a_file_hears_something_meanwhile(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench = Bench(nursery, running=False, machine=SlowFiles())
+    client = await bench.attach()
+    begun = trio.current_time()
+    await client.stream.send_all(encode(OPEN))
+    events = []
+    while not isinstance(event := await client.next_event(), Packet):
+        events.append((event, trio.current_time() - begun))
+    assert event.body == b"F3"
+    assert events == [(Ack(), second) for second in (1, 2, 3)]
+    assert trio.current_time() - begun == 3.5
+    assert await client.ask(b"vFile:pread:3,100,0") == b"F8;contents"
+
+
+async def test_a_client_that_does_not_wait_for_its_file(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench = Bench(nursery, running=False, machine=SlowFiles())
+    client = await bench.attach()
+    await client.stream.send_all(encode(OPEN))
+    await trio.sleep(0.5)
+    await client.stream.aclose()
+    await trio.sleep(0.1)
+    assert bench.runner.on_stop is None
+    client = await bench.attach()
+    assert await client.ask(OPEN) == b"F3"
+
+
+async def test_what_is_said_while_a_file_is_made_is_answered(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench = Bench(nursery, running=False, machine=SlowFiles())
+    client = await bench.attach()
+    await client.stream.send_all(encode(OPEN))
+    await trio.sleep(1.5)
+    await client.stream.send_all(b"\x03" + encode(b"qC"))
+    assert await client.reply() == b"F3"
+    assert await client.reply() == b"QC1"
 
 
 async def test_the_end_of_the_machine_is_reported(bench: Bench) -> None:

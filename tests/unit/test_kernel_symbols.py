@@ -3,11 +3,23 @@
 
 import lzma
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from svsmd.cli import invoke
+from svsmd.errors import ExitCode
 from svsmd.host.bzimage import is_bzimage
+from svsmd.symbols.btf import INT_SIGNED, Kind, Member, Type
+from svsmd.symbols.elf_file import find_symbol
+from svsmd.symbols.functions import prologue_size
+from svsmd.symbols.image import SymbolsError, read_image
+from svsmd.symbols.kallsyms import Symbol, parse_proc_kallsyms, read_kallsyms
+from svsmd.symbols.kernel import symbol_file
+from svsmd.symbols.orc import Base, Row, read_orc
+from svsmd.symbols.orc import Kind as RowKind
 from tests.kernel_image import (
     ALLOC,
     EXEC,
@@ -23,14 +35,6 @@ from tests.kernel_image import (
     orc,
 )
 from tests.symbol_reader import SymbolReader, type_of, value
-from tools.kernel_symbols import main
-from tools.symbols.btf import INT_SIGNED, Kind, Member, Type
-from tools.symbols.functions import prologue_size
-from tools.symbols.image import SymbolsError, read_image
-from tools.symbols.kallsyms import Symbol, parse_proc_kallsyms, read_kallsyms
-from tools.symbols.kernel import symbol_file
-from tools.symbols.orc import Base, Row, read_orc
-from tools.symbols.orc import Kind as RowKind
 
 DATA = 0xFFFF_FFFF_8300_0000
 SYMBOLS = (
@@ -431,32 +435,84 @@ def test_refused(data: bytes, reason: str) -> None:
 # -- the program --------------------------------------------------------------------------------
 
 
-def test_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, target = tmp_path / "vmlinux", tmp_path / "symbols"
+def test_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, target = tmp_path / "vmlinux", tmp_path / "kernel.elf"
     source.write_bytes(kernel())
-    assert main([str(source), str(target), "--text", f"{TEXT + 0x20_0000:x}"]) == 0
+    text = ["--text", f"{TEXT + 0x20_0000:x}"]
+    assert invoke(["symbols", str(source), str(target), *text]) == ExitCode.OK
     file = SymbolReader(target.read_bytes())
     assert file.symbol("_text")["st_value"] == TEXT + 0x20_0000
 
     (tmp_path / "kallsyms").write_text(proc_kallsyms(0))
-    assert main([str(source), str(target), "--kallsyms", str(tmp_path / "kallsyms")]) == 0
+    running = ["--kallsyms", str(tmp_path / "kallsyms")]
+    assert invoke(["symbols", str(source), *running]) == ExitCode.OK
     assert capsys.readouterr() == ("", "")
+    file = SymbolReader((tmp_path / "vmlinux.symbols").read_bytes())
+    assert file.symbol("_text")["st_value"] == TEXT
+    assert invoke(["symbols", str(source), str(target), *text, *running]) == ExitCode.USAGE
+    assert capsys.readouterr().err == "svsmd: --text and --kallsyms exclude each other\n"
 
     source.write_bytes(kernel(without=".BTF"))
-    assert main([str(source), str(target)]) == 0
-    assert capsys.readouterr().err.startswith("kernel_symbols: no types: ")
+    assert invoke(["symbols", str(source), str(target)]) == ExitCode.OK
+    assert capsys.readouterr().err.startswith("svsmd: no types: ")
 
-    source.write_bytes(b"junk")
-    target.unlink()
-    for arguments in ([str(source), str(target)], [str(tmp_path / "nothing"), str(target)]):
-        assert main(arguments) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("kernel_symbols: ")
-    assert not target.exists()
 
-    with pytest.raises(SystemExit) as usage:
-        main([str(source)])
-    assert usage.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["junk", "out"], "the kernel is neither a bzImage nor an ELF file"),
+        (["nothing", "out"], "No such file or directory"),
+        (["vmlinux", "nowhere/out"], "nowhere/out: No such file or directory"),
+        (["vmlinux", "out", "--text", "everywhere"], "'everywhere' is not a hexadecimal address"),
+        ([], "Missing argument 'KERNEL'"),
+    ],
+)
+def test_program_refuses(
+    arguments: list[str],
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("junk").write_bytes(b"junk")
+    Path("vmlinux").write_bytes(kernel())
+    assert invoke(["symbols", *arguments]) == ExitCode.USAGE
+    assert reason in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_pipe() -> None:
+    """As the debugger stub has a file made, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "svsmd", "symbols", "-", "-"], input=kernel(),
+        capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == b""
+    assert SymbolReader(done.stdout).symbol("_text")["st_value"] == TEXT
+
+
+def test_file_that_may_be_moved() -> None:
+    """Debuggers move it by its entry point, and by its one segment, which has all sections."""
+    file = SymbolReader(symbol_file(read_image(kernel())).data)
+    assert file.header["e_type"] == "ET_DYN"
+    assert file.header["e_entry"] == TEXT
+    (segment,) = file.segments()
+    assert segment["p_type"] == "PT_LOAD"
+    assert segment["p_vaddr"] == TEXT
+    ends = [s["sh_addr"] + s["sh_size"] for s in file.sections() if s["sh_addr"]]
+    assert segment["p_vaddr"] + segment["p_memsz"] == max(ends)
+
+
+def test_find_symbol() -> None:
+    data = symbol_file(read_image(kernel())).data
+    assert find_symbol(data, "do_open") == TEXT + 0x10
+    assert find_symbol(data, "_text") == TEXT
+    assert find_symbol(data, "open") is None
+    assert find_symbol(data, "do_open_") is None
 
 
 def test_bzimage() -> None:

@@ -6,6 +6,7 @@ Spec: GDB manual, E.2 Packets, E.4 General Query Packets, E.17 Thread List Forma
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from html import escape
 from typing import Final
@@ -29,11 +30,16 @@ from svsmd.gdbstub.target import (
     SupportsBreakpoints,
     SupportsEvents,
     SupportsFiles,
+    SupportsRelocation,
     SupportsTables,
     Thread,
     ThreadId,
 )
 from svsmd.gdbstub.target_xml import TARGET_XML
+
+_OBJECTS: Final = (b"features", b"threads", b"exec-file", b"auxv", b"osdata")
+_AUXV: Final = struct.Struct("<QQ")
+_AT_NULL, _AT_ENTRY = 0, 9
 
 
 def supported(ctx: Context, args: bytes) -> bytes:
@@ -64,6 +70,11 @@ def supported(ctx: Context, args: bytes) -> bytes:
             ctx.general = _thread_of_stop(ctx)
     if isinstance(ctx.target, SupportsFiles) and ctx.processes is not None:
         features.append(b"qXfer:exec-file:read+")
+    if isinstance(ctx.target, SupportsRelocation) and ctx.processes is not None:
+        features.append(b"qXfer:auxv:read+")
+        if b"exec-events+" in ctx.client_features:
+            features.append(b"exec-events+")
+            ctx.target.report_moves(True)
     return b";".join(features)
 
 
@@ -148,7 +159,7 @@ def transfer(ctx: Context, args: bytes) -> bytes:
     object_, _, rest = args[1:].partition(b":")
     operation, _, rest = rest.partition(b":")
     annex, _, where = rest.partition(b":")
-    if operation != b"read" or object_ not in (b"features", b"threads", b"exec-file", b"osdata"):
+    if operation != b"read" or object_ not in _OBJECTS:
         return UNSUPPORTED
     offset_text, _, length_text = where.partition(b",")
     offset, length = parse_hex(offset_text), parse_hex(length_text)
@@ -158,6 +169,8 @@ def transfer(ctx: Context, args: bytes) -> bytes:
         document = TARGET_XML
     elif object_ == b"exec-file":
         document = _executable(ctx, annex)
+    elif object_ == b"auxv":
+        document = _auxiliary_vector(ctx)
     elif object_ == b"osdata":
         if not isinstance(ctx.target, SupportsTables):
             return UNSUPPORTED
@@ -178,6 +191,33 @@ def _executable(ctx: Context, annex: bytes) -> bytes:
         raise PacketError(Errno.INVALID, "there are no processes")
     pid = parse_hex(annex) if annex else ctx.general.pid
     return (ctx.target.executable(pid) or "").encode()
+
+
+def _auxiliary_vector(ctx: Context) -> bytes:
+    """The entry point of the one process whose executable may lie elsewhere than it says.
+
+    gdb 13 asks without saying of which process. It looks for the answer if an executable may lie
+    anywhere (ET_DYN).
+    """
+    if not isinstance(ctx.target, SupportsRelocation) or ctx.processes is None:
+        return b""
+    pids = {thread.id.pid for thread in ctx.all_threads()}
+    found = [place for pid in sorted(pids) if (place := ctx.target.relocation(pid)) is not None]
+    entries = b"".join(_AUXV.pack(_AT_ENTRY, place.actual) for place in found)
+    return entries and entries + _AUXV.pack(_AT_NULL, 0)
+
+
+def offsets(ctx: Context, args: bytes) -> bytes:
+    """`qOffsets`: for the symbols that the client has of its own, those of the current process.
+
+    They may be a whole vmlinux: its segments keep their distances.
+    """
+    if not isinstance(ctx.target, SupportsRelocation) or ctx.processes is None:
+        return UNSUPPORTED
+    relocation = ctx.target.relocation(ctx.general.pid)
+    if relocation is None or relocation.actual == relocation.linked:
+        return UNSUPPORTED
+    return b"TextSeg=%x" % relocation.actual
 
 
 def _threads_xml(ctx: Context) -> bytes:
@@ -204,5 +244,6 @@ HANDLERS: Final[Mapping[bytes, Handler]] = {
     b"qsThreadInfo": more_threads,
     b"qThreadExtraInfo": thread_extra_info,
     b"qSymbol": symbols,
+    b"qOffsets": offsets,
     b"qXfer": transfer,
 }

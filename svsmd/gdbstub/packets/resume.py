@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -37,6 +38,7 @@ from svsmd.gdbstub.target import (
     StopEvent,
     Stopped,
     StopReason,
+    SupportsRelocation,
     ThreadId,
 )
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
@@ -127,6 +129,8 @@ def _reason(ctx: Context, event: Stopped) -> bytes:
             return name + b":;" if name + b"+" in ctx.client_features else b""
         case StopReason.WATCH | StopReason.RWATCH | StopReason.AWATCH:
             return b"%b:%x;" % (name, event.address)
+        case StopReason.EXEC:
+            return b"%b:%b;" % (name, event.file.encode().hex().encode())
 
 
 def report_stop(ctx: Context, event: StopEvent) -> bytes:
@@ -182,11 +186,28 @@ def abandon_step(ctx: Context) -> None:
 
 def why_stopped(ctx: Context, args: bytes) -> bytes:
     """`?`, which no console output may precede: the client does not run anything."""
-    reply = report_stop(ctx, ctx.last_stop)
+    reply = report_stop(ctx, _of_moved_process(ctx, ctx.last_stop))
     ctx.console.clear()
     if not ctx.has_resumed:
         ctx.quiet = ctx.general.pid
     return reply
+
+
+def _of_moved_process(ctx: Context, event: StopEvent) -> StopEvent:
+    """A stop that nothing caused, as one of the process that does not lie where it was linked.
+
+    gdb 13 moves symbols when it attaches, and only those of the process that it finds stopped.
+    """
+    target = ctx.target
+    if isinstance(event, Exited) or event.reason is not StopReason.SIGNAL:
+        return event
+    if ctx.processes is None or not isinstance(target, SupportsRelocation):
+        return event
+    for thread in ctx.all_threads():
+        place = target.relocation(thread.id.pid)
+        if place is not None and place.actual != place.linked:
+            return replace(event, pid=thread.id.pid, tid=thread.id.tid)
+    return event
 
 
 def vcont(ctx: Context, args: bytes) -> Reply:

@@ -20,7 +20,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Final
 
-from tools.symbols.image import Section, SymbolsError
+from svsmd.symbols.image import Section, SymbolsError
 
 PT_REGS_IP: Final = 128
 """Offset of the return frame of an exception (IP, CS, FLAGS, SP, SS) in struct pt_regs."""

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tools.symbols.btf import Type, read_btf
-from tools.symbols.call_frames import Landings, debug_frame
-from tools.symbols.debug_info import debug_info
-from tools.symbols.elf_file import elf_file
-from tools.symbols.functions import functions
-from tools.symbols.image import SHF_ALLOC, SHF_EXECINSTR, Section, SymbolsError
-from tools.symbols.kallsyms import ABSOLUTE, Symbol, read_kallsyms
-from tools.symbols.orc import Row, read_orc
-from tools.symbols.variables import BASIC_TYPES, variables
+from svsmd.symbols.btf import Type, read_btf
+from svsmd.symbols.call_frames import Landings, debug_frame
+from svsmd.symbols.debug_info import debug_info
+from svsmd.symbols.elf_file import elf_file
+from svsmd.symbols.functions import functions
+from svsmd.symbols.image import SHF_ALLOC, SHF_EXECINSTR, Section, SymbolsError
+from svsmd.symbols.kallsyms import ABSOLUTE, Symbol, read_kallsyms
+from svsmd.symbols.orc import Row, read_orc
+from svsmd.symbols.variables import BASIC_TYPES, variables
 
 TEXT: Final = "_text"
 """The symbol at the beginning of a kernel."""

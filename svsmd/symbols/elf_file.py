@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """An ELF file that holds symbols and debugging information, and none of the program itself.
 
-Spec: System V ABI, ELF-64 object files; gABI, symbol table.
+It is of a program that may lie anywhere: a debugger moves all of it by what lies between the entry
+point that it has and the one that the file names.
+
+Spec: System V ABI, ELF-64 object files; gABI, symbol table, program header.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from svsmd.host.bzimage import ELF_MAGIC
-from tools.symbols.image import EHDR, ELFCLASS64_LITTLE, EM_X86_64, SHDR, SHT_NOBITS, Section
-from tools.symbols.kallsyms import ABSOLUTE, Symbol
+from svsmd.symbols.image import EHDR, ELFCLASS64_LITTLE, EM_X86_64, SHDR, SHT_NOBITS, Section
+from svsmd.symbols.kallsyms import ABSOLUTE, Symbol
 
-ET_EXEC: Final = 2
+ET_DYN: Final = 3
+PT_LOAD: Final = 1
+PF_RWX: Final = 7
 SHT_PROGBITS: Final = 1
 SHT_SYMTAB: Final = 2
 SHT_STRTAB: Final = 3
@@ -26,6 +31,7 @@ STB_WEAK: Final = 2
 STT_OBJECT: Final = 1
 STT_FUNC: Final = 2
 
+_PHDR: Final = struct.Struct("<IIQQQQQQ")
 _SYM: Final = struct.Struct("<IBBHQQ")
 _ALIGNMENT: Final = 8
 _CURRENT: Final = 1
@@ -38,7 +44,8 @@ def elf_file(
     """The bytes of the file.
 
     Args:
-        memory: where what the symbols name lies, without its contents.
+        memory: where what the symbols name lies, without its contents; its first byte is the entry
+            point.
         symbols: in ascending order of address.
         contents: other sections by name: debugging information.
     """
@@ -49,7 +56,12 @@ def elf_file(
     names = b"\0" + b"".join(name.encode() + b"\0" for name in section_names)
     parts.append((".shstrtab", names))
 
-    body = bytearray(EHDR.size)
+    body = bytearray(EHDR.size + _PHDR.size)
+    start = min((section.address for section in memory), default=0)
+    end = max((section.end for section in memory), default=0)
+    _PHDR.pack_into(
+        body, EHDR.size, PT_LOAD, PF_RWX, len(body), start, start, 0, end - start, _ALIGNMENT
+    )
     headers = [bytes(SHDR.size)]
     name_at = 1
     for section in memory:
@@ -75,10 +87,21 @@ def elf_file(
     body += bytes(-len(body) % _ALIGNMENT)
     ident = ELF_MAGIC + ELFCLASS64_LITTLE + bytes([_CURRENT])
     EHDR.pack_into(
-        body, 0, ident, ET_EXEC, EM_X86_64, _CURRENT, 0, 0, len(body), 0,
-        EHDR.size, 0, 0, SHDR.size, len(headers), len(headers) - 1,
+        body, 0, ident, ET_DYN, EM_X86_64, _CURRENT, start, EHDR.size, len(body), 0,
+        EHDR.size, _PHDR.size, 1, SHDR.size, len(headers), len(headers) - 1,
     )  # fmt: skip
     return bytes(body) + b"".join(headers)
+
+
+def find_symbol(file: bytes, name: str) -> int | None:
+    """The address of a symbol of that name in what `elf_file` has made; None if there is none."""
+    offset = EHDR.unpack_from(file)[6]
+    headers = list(struct.iter_unpack(SHDR.format, memoryview(file)[offset:]))
+    table = next(header for header in headers if header[1] == SHT_SYMTAB)
+    strings, symbols = headers[table[6]][4], table[4]
+    place = file.find(b"\0" + name.encode() + b"\0", strings)
+    rows = struct.iter_unpack(_SYM.format, memoryview(file)[symbols : symbols + table[5]])
+    return next((row[4] for row in rows if place >= 0 and row[0] == place + 1 - strings), None)
 
 
 def _symbol_table(memory: Sequence[Section], symbols: Sequence[Symbol]) -> tuple[bytes, int, bytes]:

@@ -19,11 +19,11 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from tools.symbols import shapes
-from tools.symbols.btf import INT_BOOL, INT_CHAR, INT_SIGNED, VOID, Kind, Type
-from tools.symbols.dwarf import Ate, Lle, Op, Reg, block, plus, sleb, uleb
-from tools.symbols.functions import Function
-from tools.symbols.variables import Variable
+from svsmd.symbols import shapes
+from svsmd.symbols.btf import INT_BOOL, INT_CHAR, INT_SIGNED, VOID, Kind, Type
+from svsmd.symbols.dwarf import Ate, Lle, Op, Reg, block, plus, sleb, uleb
+from svsmd.symbols.functions import Function
+from svsmd.symbols.variables import Variable
 
 PRODUCER: Final = "svsmd tools/kernel_symbols.py"
 DWARF_VERSION: Final = 5

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from tools.symbols.dwarf import Cfa, Op, Reg, block, breg, plus, sleb, uleb
-from tools.symbols.orc import PT_REGS_IP, Base, Kind, Row
+from svsmd.symbols.dwarf import Cfa, Op, Reg, block, breg, plus, sleb, uleb
+from svsmd.symbols.orc import PT_REGS_IP, Base, Kind, Row
 
 MAX_ROWS: Final = 64
 """Rows of one entry (FDE): debuggers execute them from its beginning."""

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
-from tools.symbols.image import Section, SymbolsError
+from svsmd.symbols.image import Section, SymbolsError
 
 TOKENS: Final = 256
 MARKER_STEP: Final = 256

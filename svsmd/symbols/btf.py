@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from tools.symbols.image import SymbolsError
+from svsmd.symbols.image import SymbolsError
 
 MAGIC: Final = 0xEB9F
 VERSION: Final = 1

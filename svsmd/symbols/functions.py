@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Final, NamedTuple
 
-from tools.symbols.btf import VOID, Kind, Type
-from tools.symbols.image import Section
-from tools.symbols.kallsyms import ABSOLUTE, Symbol
-from tools.symbols.orc import Base, Row
+from svsmd.symbols.btf import VOID, Kind, Type
+from svsmd.symbols.image import Section
+from svsmd.symbols.kallsyms import ABSOLUTE, Symbol
+from svsmd.symbols.orc import Base, Row
 
 _ENDBR: Final = bytes.fromhex("f30f1efa")
 _FENTRY: Final = (bytes.fromhex("0f1f440000"), b"\xe8")

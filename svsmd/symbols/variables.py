@@ -13,9 +13,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from tools.symbols.btf import VOID, Kind, Type
-from tools.symbols.dwarf import Op, uleb
-from tools.symbols.kallsyms import ABSOLUTE, Symbol
+from svsmd.symbols.btf import VOID, Kind, Type
+from svsmd.symbols.dwarf import Op, uleb
+from svsmd.symbols.kallsyms import ABSOLUTE, Symbol
 
 TYPES: Final = {
     "jiffies": "long unsigned int",

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tools.symbols.btf import Kind
-from tools.symbols.dwarf import At, Form, Tag, uleb
+from svsmd.symbols.btf import Kind
+from svsmd.symbols.dwarf import At, Form, Tag, uleb
 
 TABLE: Final[list[bytes]] = []
 """What the section .debug_abbrev consists of, but for its end."""
