@@ -40,7 +40,7 @@ def version_of(gdb: str | Path) -> int:
         done = subprocess.run([gdb, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return 0
-    # "GNU gdb (Debian 13.1-3) 13.1"
+    # "GNU gdb (Debian 13.1-3) 13.1": the last word of the first line.
     match = re.match(r"GNU gdb .* (\d+)\.\S+$", done.stdout, re.MULTILINE)
     return int(match[1]) if match else 0
 
@@ -54,7 +54,8 @@ def fetch_gdb() -> Path:
     gdb = directory / "bin" / "gdb"
     if version_of(gdb) < FIRST_VERSION:
         venv.create(directory, with_pip=True, clear=True)
-        command = [directory / "bin" / "python", "-m", "pip", "install", "--quiet", WHEEL]
+        python = str(directory / "bin" / "python")
+        command = [python, "-m", "pip", "install", "--quiet", WHEEL]
         try:
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
         except subprocess.CalledProcessError as error:

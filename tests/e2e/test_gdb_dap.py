@@ -24,6 +24,9 @@ pytestmark = pytest.mark.e2e
 Start = Callable[..., SvsmdProcess]
 DEMO = image_path("demo")
 ROOT = Path(__file__).parent.parent.parent
+SOURCE = ROOT / "svsmd" / "guest" / "demo" / "bench.c"
+LINE = SOURCE.read_text().partition("long bench_cpuid(")[0].count("\n") + 3
+"""In that function."""
 LOAD = 'python exec(gdb.execute("monitor python", False, True))'
 Message = dict[str, Any]
 
@@ -105,7 +108,9 @@ def attached(machine: SvsmdProcess, gdb: str) -> Iterator[Adapter]:
             target = f"127.0.0.1:{machine.gdb_port}"
             attach = adapter.send("attach", program=str(DEMO), target=target)
             adapter.event("initialized")
-            adapter.ask("setFunctionBreakpoints", breakpoints=[{"name": "bench_cpuid"}])
+            adapter.ask(
+                "setBreakpoints", source={"path": str(SOURCE)}, breakpoints=[{"line": LINE}]
+            )
             adapter.ask("configurationDone")
             adapter.response(attach)
             assert adapter.event("stopped")["reason"] == "attach"
@@ -129,7 +134,7 @@ def test_session(svsmd: Start, dap_gdb_program: str) -> None:
 
         frames = gdb.ask("stackTrace", threadId=1)["stackFrames"]
         assert [frame["name"] for frame in frames[:3]] == ["bench_cpuid", "bench", "command_bench"]
-        assert Path(frames[0]["source"]["path"]).name == "bench.c"
+        assert frames[0]["source"]["path"] == str(SOURCE)
         scopes = gdb.ask("scopes", frameId=frames[1]["id"])["scopes"]
         found = {
             each["name"]: each["value"]
@@ -151,7 +156,8 @@ def test_session(svsmd: Start, dap_gdb_program: str) -> None:
         for request in ("next", "stepIn", "stepOut"):
             gdb.ask(request, threadId=1)
             assert gdb.event("stopped")["reason"] == "step"
-        gdb.ask("setFunctionBreakpoints", breakpoints=[])
+        gdb.ask("setBreakpoints", source={"path": str(SOURCE)}, breakpoints=[])
+        gdb.ask("setFunctionBreakpoints", breakpoints=[{"name": "bench", "condition": "0"}])
         gdb.ask("continue", threadId=1)
         gdb.ask("pause", threadId=1)
         assert gdb.event("stopped")["reason"] == "pause"
