@@ -39,7 +39,7 @@ def test_the_systems_own_is_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     cached = program(tmp_path / "cache" / WHEEL / "bin" / "gdb", "GNU gdb (GDB) 18.1")
     monkeypatch.setattr(fetch_gdb, "cache_directory", lambda: tmp_path / "cache")
     own = program(tmp_path / "gdb", "GNU gdb (GDB) 14.1")
-    monkeypatch.setattr(fetch_gdb.shutil, "which", lambda name: str(own))
+    monkeypatch.setattr("shutil.which", lambda name: str(own))
     assert fetch_gdb.fetch_gdb() == own
     program(own, "GNU gdb (Debian 13.1-3) 13.1")
     assert fetch_gdb.fetch_gdb() == cached
