@@ -44,6 +44,8 @@ class _Unwinder(gdb.unwinder.Unwinder):
         super().__init__("svsmd-exception-handler")
 
     def __call__(self, pending_frame: gdb.PendingFrame) -> gdb.UnwindInfo | None:
+        if pending_frame.level() != 0:
+            return None  # the beginning of a handler has called nobody
         space = gdb.current_progspace()
         has_symbols = space is not None and any(space.objfiles())
         pc, rsp = register(pending_frame, "rip"), register(pending_frame, "rsp")
@@ -51,8 +53,8 @@ class _Unwinder(gdb.unwinder.Unwinder):
             return None
         try:
             table = register(pending_frame, "idtr_base")
-        except (ValueError, gdb.error):
-            # gdb 13 knows this register in its first inferior only.
+        except ValueError:
+            # gdb 13 knows it in its first inferior only.
             return None
         vector = _vector(pc, table)
         if vector is None or (has_symbols and vector != _VC):
