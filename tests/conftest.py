@@ -18,6 +18,7 @@ from hypothesis import settings
 from svsmd.snp import cpu_unicorn
 from tests.svsmd_process import Linux, SvsmdProcess
 from tools.apt_packages import AptError
+from tools.fetch_gdb import GdbError, fetch_gdb
 from tools.fetch_kernel import fetch_kernel
 from tools.make_initrd import find_busybox, initrd
 
@@ -91,6 +92,15 @@ def svsmd(svsmd_program: Path, tmp_path: Path) -> Iterator[Callable[..., SvsmdPr
 def gdb_program() -> str:
     """The stock gdb."""
     return _program("gdb")
+
+
+@pytest.fixture(scope="session")
+def dap_gdb_program() -> str:
+    """A gdb with the Debug Adapter Protocol: the stock one, or else one from PyPI."""
+    try:
+        return str(fetch_gdb())
+    except GdbError as error:
+        pytest.skip(f"no gdb with the Debug Adapter Protocol: {error}")
 
 
 @pytest.fixture(scope="session")

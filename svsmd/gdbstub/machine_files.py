@@ -12,6 +12,8 @@ here to any other file of the host.
     the guest's kernel if it was given as an ELF file; the symbols of a bzImage
 /modules/PATH
     programs of the archive, a static-PIE moved to where the SVSM loads it
+/svsmd-gdb.py
+    the extension of gdb, which is the same for all machines
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from svsmd.core.tasks.executable import PIE_BASE
+from svsmd.gdbstub import extension
 from svsmd.gdbstub.guest_kernel import GuestKernel
 from svsmd.gdbstub.moved_elf import is_position_independent, moved
 from svsmd.gdbstub.worlds import Worlds, pid_of
@@ -35,6 +38,7 @@ SVSM: Final = "/svsm.elf"
 STAGES: Final = "/stages.elf"
 GUEST: Final = "/guest.elf"
 MODULES: Final = "/modules"
+EXTENSION: Final = "/svsmd-gdb.py"
 _ELF_MAGIC: Final = b"\x7fELF"
 
 
@@ -49,6 +53,7 @@ class MachineFiles:
             SVSM: self._svsm,
             STAGES: self._stages,
             GUEST: self._guest,
+            EXTENSION: lambda: extension.script().encode(),
         }
         self._programs: dict[str, bytes] | None = None
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from svsmd.gdbstub.machine_view import MachineView
-from svsmd.gdbstub.monitor import faults, info, memory_dump, rmp, vmsa
+from svsmd.gdbstub.monitor import faults, info, memory_dump, python, rmp, vmsa
 from svsmd.gdbstub.target import MonitorCommand
 
 
 def monitor_commands(view: MachineView) -> Mapping[str, MonitorCommand]:
     """All of them."""
     found: dict[str, MonitorCommand] = {}
-    for family in (info, rmp, vmsa, faults, memory_dump):
+    for family in (info, rmp, vmsa, faults, memory_dump, python):
         found |= family.commands(view)
     return found

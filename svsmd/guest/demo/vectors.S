@@ -9,12 +9,21 @@
 	.globl	trap_vectors
 	.type	trap_vectors, @function
 trap_vectors:
+	/* What the CPU has pushed, down from the CFA: SS, RSP, RFLAGS, CS, RIP, and an error code maybe. */
+	.cfi_startproc simple
+	.cfi_signal_frame
+	.cfi_def_cfa rsp, 40
+	.cfi_offset rip, -40
+	.cfi_offset rsp, -16
 	.macro	entry number:req, push_zero:req
 	.balign	16
 	.if	\push_zero
+	.cfi_def_cfa_offset 40
 	pushq	$0
 	.endif
+	.cfi_def_cfa_offset 48
 	pushq	$\number
+	.cfi_def_cfa_offset 56
 	jmp	trap_common
 	.endm
 	.set	vector, 0
@@ -26,6 +35,7 @@ trap_vectors:
 	entry	vector, 1
 	.set	vector, vector + 1
 	.endr
+	.cfi_endproc
 	.size	trap_vectors, . - trap_vectors
 
 	.type	trap_common, @function
