@@ -140,7 +140,8 @@ class GuestKernel:
 
     def report_moves(self, on: bool) -> None:
         """Whether there is a debugger that wants to stop when the kernel is where it will be."""
-        self._reports_moves, self._is_told_of = on, False
+        if on != self._reports_moves:
+            self._reports_moves, self._is_told_of = on, False
         if not on:
             self._forget_awaited()
 

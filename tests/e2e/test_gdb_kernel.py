@@ -135,7 +135,8 @@ def test_running_kernel(
         gdb.expect("Continuing")
         console.send(f"cat {OPENED}\r")
         gdb.expect(rf'Breakpoint 1, .*do_sys_openat2 \(dfd=-100, filename=0x\w+ "{OPENED}", how=0x')
-        assert frames(gdb) == [
+        # Behind the program's own frame are those that gdb guesses: nobody knows its code.
+        assert frames(gdb)[:6] == [
             "do_sys_openat2", "__x64_sys_openat", "do_syscall_64",
             "entry_SYSCALL_64_after_hwframe", "<signal handler called>", "??",
         ]  # fmt: skip

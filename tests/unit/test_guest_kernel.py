@@ -232,6 +232,29 @@ async def test_the_guest_does_the_same(make: Make) -> None:
     assert len(clocks) == 1
 
 
+async def test_after_a_reset(make: Make) -> None:
+    target = make()
+    machine = machines[target]
+    target.report_moves(True)
+    await read(target)
+    target.report_moves(True)  # extensions of gdb introduce themselves as well
+    for _ in range(2):
+        stop = run(target)
+        assert stop is not None
+        assert stop.reason is StopReason.EXEC
+        assert run(target) is None
+        machine._reset()
+        assert target.relocation(GUEST_PID) is None
+        target.take_output()
+    target.report_moves(False)
+    assert run(target) is None
+    # The next debugger has not read its file yet.
+    target.report_moves(True)
+    machine._reset()
+    target.take_output()
+    assert run(target) is None
+
+
 async def test_a_kernel_that_is_where_it_was(make: Make) -> None:
     target = make()
     assert run(target) is None
