@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import catchpoints, commands, functions, handlers, printers, system_calls
+from . import catchpoints, commands, connections, functions, handlers, printers, system_calls
 from .catalogue import Catalogue
 
 
 def register(data: Mapping[str, Any]) -> None:
     """Make everything known to gdb; what an earlier `register` has made is replaced."""
+    connections.end_all()
     catalogue = Catalogue.load(data)
     commands.register(catalogue)
     catchpoints.register(catalogue)

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import gdb
 
-from . import remote
+from . import connections, remote
 from .catalogue import Catalogue, EventClass
 
 _ARMED = re.compile(r"Catch (\d+): ")
@@ -69,7 +69,7 @@ class Catchpoint(gdb.Breakpoint):
     def disarm(self) -> None:
         """Have the stub wait for it no more."""
         number, self.stub_number = self.stub_number, None
-        if number is not None and remote.is_connected():
+        if number is not None and remote.is_connected() and gdb.selected_thread() is not None:
             remote.monitor(f"uncatch {number}")
 
 
@@ -78,21 +78,17 @@ class _Catchpoints:
 
     def __init__(self) -> None:
         self._all: dict[int, Catchpoint] = {}
-        events = gdb.events
-        events.breakpoint_deleted.connect(self._deleted)
-        events.breakpoint_modified.connect(self._modified)
-        events.stop.connect(self._stopped)
-        events.before_prompt.connect(self._connected)
-        events.connection_removed.connect(self._disconnected)
+        connections.at_end(self._delete_all)
+        for registry, callback in (
+            (gdb.events.breakpoint_deleted, self._deleted),
+            (gdb.events.breakpoint_modified, self._modified),
+            (gdb.events.stop, self._stopped),
+            (gdb.events.before_prompt, self._connected),
+            (gdb.events.connection_removed, self._disconnected),
+        ):
+            connections.connect(registry, callback)
 
-    def disconnect(self) -> None:
-        """For a later copy of this module: no more events, nothing armed."""
-        events = gdb.events
-        events.breakpoint_deleted.disconnect(self._deleted)
-        events.breakpoint_modified.disconnect(self._modified)
-        events.stop.disconnect(self._stopped)
-        events.before_prompt.disconnect(self._connected)
-        events.connection_removed.disconnect(self._disconnected)
+    def _delete_all(self) -> None:
         for each in list(self._all.values()):
             each.disarm()
             each.delete()
@@ -243,12 +239,8 @@ def _split(text: str, *, complete: bool = False) -> tuple[str, bool, str]:
 
 
 def register(catalogue: Catalogue) -> None:
-    """Make the commands known to gdb, in place of those of an earlier copy of this module."""
-    before = getattr(gdb, "_svsmd_gdb_catchpoints", None)
-    if before is not None:
-        before.disconnect()
+    """Make the commands known to gdb."""
     owner = _Catchpoints()
-    setattr(gdb, "_svsmd_gdb_catchpoints", owner)  # noqa: B010
     for prefix in ("catch", "tcatch"):
         for name in COMMANDS:
             _Catch(prefix, name, catalogue, owner)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import gdb
 
-from . import remote
+from . import connections, remote
 from .catalogue import Kernel
 from .inferior_memory import MASK, WORD, read, read_word
 
@@ -81,10 +81,10 @@ class Programs:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._served: dict[tuple[int, int, int], Served | None] = {}
-        gdb.events.stop.connect(self._stopped)
-        gdb.events.before_prompt.connect(self._look)
-        gdb.events.cont.connect(self._forget)
-        gdb.events.new_objfile.connect(self._forget)
+        connections.connect(gdb.events.stop, self._stopped)
+        connections.connect(gdb.events.before_prompt, self._look)
+        connections.connect(gdb.events.cont, self._forget)
+        connections.connect(gdb.events.new_objfile, self._forget)
 
     def _forget(self, _event: object = None) -> None:
         self._served.clear()

@@ -19,6 +19,7 @@ import gdb
 import gdb.FrameDecorator
 import gdb.unwinder
 
+from . import connections
 from .catalogue import Kernel
 from .inferior_memory import WORD, FrameId, read, register, value
 from .programs import (
@@ -157,4 +158,4 @@ def register_all(kernel: Kernel) -> None:
     for space in gdb.progspaces():
         for objfile in space.objfiles():
             name_frames(objfile)
-    gdb.events.new_objfile.connect(lambda event: name_frames(event.new_objfile))
+    connections.connect(gdb.events.new_objfile, lambda event: name_frames(event.new_objfile))
