@@ -573,7 +573,7 @@ class Processor:
         length = cpu.linear_rip - shared.first_pc
         if not 2 <= length <= _MAX_INSTRUCTION or shared.first_shadow:
             return
-        code = self.read(shared.first_pc, length, 0)
+        code = self.read(shared.first_pc, length, cpu.cpl, AccessKind.FETCH)
         opcode = code[-1]
         repeated = 0xF3 in code[:-1] or 0xF2 in code[:-1]
         if opcode not in _STRING_OPCODES or not repeated:
