@@ -27,6 +27,7 @@ from svsmd.gdbstub.packets import (
     breakpoints,
     files,
     mem,
+    lldb,
     monitor,
     physical,
     query,
@@ -116,6 +117,7 @@ _HANDLERS: Final[Mapping[bytes, Handler]] = {
     **monitor.HANDLERS,
     **files.HANDLERS,
     **physical.HANDLERS,
+    **lldb.HANDLERS,
     **search.HANDLERS,
     **signals.HANDLERS,
 }
