@@ -6,7 +6,8 @@ Theory of operation. A session begins when the machine stands still under the cl
 gets no answer: the session is `RUNNING` until the runner reports a stop, and the report is the
 answer. Ctrl-C makes it `INTERRUPTING`, which is `RUNNING` but for a second Ctrl-C, which changes
 nothing. Whichever stop comes first answers both the resumption and the Ctrl-C; a Ctrl-C that
-crosses a stop reply finds the session `IDLE` and is ignored.
+crosses a stop reply finds the session `IDLE` and is ignored, unless that was the reply to a range
+step which the client will go on with.
 
 A session ends when the client detaches, when its connection is lost, and when it breaks the
 protocol: breakpoints are taken out and the machine goes on, unless it stood still before the client
@@ -26,8 +27,8 @@ from typing import Final
 from svsmd.gdbstub.packets import (
     breakpoints,
     files,
-    mem,
     lldb,
+    mem,
     monitor,
     physical,
     query,
@@ -116,8 +117,8 @@ _HANDLERS: Final[Mapping[bytes, Handler]] = {
     **query.HANDLERS,
     **monitor.HANDLERS,
     **files.HANDLERS,
-    **physical.HANDLERS,
     **lldb.HANDLERS,
+    **physical.HANDLERS,
     **search.HANDLERS,
     **signals.HANDLERS,
 }
@@ -247,6 +248,8 @@ class Session:
     def _interrupt(self) -> None:
         before = self._state
         self._move(Trigger.INTERRUPT)
+        if before is State.IDLE:
+            self._context.interrupted = self._context.in_range
         if before is State.RUNNING:
             self._runner.interrupt()
 

@@ -500,6 +500,20 @@ def test_range_step_is_bounded(client: Client) -> None:
     assert client.ask(b"m2000,8") == struct.pack("<Q", rounds).hex().encode()
 
 
+def test_ctrl_c_during_a_range_step_that_takes_too_long(client: Client) -> None:
+    """It arrives when the reply is out, and gdb goes on with its range: without it, for ever."""
+    step = b"vCont;r1000,1010:1"
+    assert client.ask(step) == stop(LOOP)
+    client.session.receive_data(b"\x03")
+    assert client.ask(step) == stop(LOOP, signal=Signal.SIGINT)
+    assert client.ask(step) == stop(LOOP)
+    # One that crosses the reply to a step is ignored.
+    first = client.ask(b"vCont;s:1")
+    client.session.receive_data(b"\x03")
+    assert client.ask(b"vCont;s:1").startswith(b"T05")
+    assert first.startswith(b"T05")
+
+
 def test_continue_at_an_address() -> None:
     for packet in (b"c1008", b"C05;1008"):
         client = Client()

@@ -108,6 +108,10 @@ class Context:
     """
     stepping: ThreadId | None = None
     """The thread whose step needs others to run (`SupportsProcesses`)."""
+    in_range: bool = False
+    """The last stop is one of a range step that took too long: the client will go on with it."""
+    interrupted: bool = False
+    """A Ctrl-C has come since."""
     running: bool = False
     client_features: frozenset[bytes] = frozenset()
     """What the client said in qSupported, such as b"swbreak+"."""
@@ -139,16 +143,16 @@ class Context:
         return self.user_thread or self.general
 
     @property
-    def processes(self) -> SupportsProcesses | None:
-        """The target's processes, if the client knows what that is."""
-        target = self.target
-    @property
     def memory_thread(self) -> ThreadId:
         """The thread whose address space memory is read and written in."""
         if self.one_memory and isinstance(self.last_stop, Stopped):
             return self.last_stop.thread
         return self.general
 
+    @property
+    def processes(self) -> SupportsProcesses | None:
+        """The target's processes, if the client knows what that is."""
+        target = self.target
         if b"multiprocess+" in self.client_features and isinstance(target, SupportsProcesses):
             return target
         return None

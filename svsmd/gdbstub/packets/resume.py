@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from svsmd.gdbstub.packets.breakpoints import remove_all
@@ -43,7 +44,7 @@ from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
 MAX_RANGE_STEPS: Final = 1000
 """Most steps that one range step takes before it reports, still in the range; gdb then goes on.
 
-It bounds how long the stub is deaf to Ctrl-C.
+It bounds how long the stub is deaf to Ctrl-C; one that came meanwhile ends the next range step.
 """
 
 # What gdb wants to know after every step, in the packet that reports it. One `g` less a step.
@@ -95,6 +96,7 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
     What commands of breakpoints have printed until then is said first.
     """
     ctx.stepping = None
+    ctx.in_range = ctx.interrupted = False
     ctx.console += console_output(ctx)
     ctx.last_stop = event = ctx.show(event)
     ctx.listings = 0
@@ -247,6 +249,8 @@ def range_step(
     target = ctx.target
     stepped = ctx.last_stop.thread if thread is None else thread
     plain = Stopped(stepped.tid, Signal.SIGTRAP, pid=stepped.pid)
+    if ctx.interrupted:
+        return report_stop(ctx, replace(plain, signal=Signal.SIGINT))
     for _ in range(MAX_RANGE_STEPS):
         event = target.step(stepped, alone=alone)
         if _arrived(ctx, event) or event != plain:
@@ -254,6 +258,10 @@ def range_step(
         pc = int.from_bytes(target.read_registers(stepped)[_RIP], "little")
         if not start <= pc < end:
             break
+    else:
+        reply = _stepped(ctx, stepped, event)
+        ctx.in_range = True
+        return reply
     return _stepped(ctx, stepped, event)
 
 
