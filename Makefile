@@ -12,7 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 # What `make run` passes on: make run ARGS="-S --memory 1G"
 ARGS   ?=
 
-.PHONY: env images run test test-all test-tools lint format unit e2e bench clean
+# Of `make fuzz`, and files of gdb's testsuite: make gdb-testsuite ARGS="gdb.base/break.exp".
+FUZZ_SECONDS ?= 600
+
+.PHONY: env images run test test-all test-tools lint format unit e2e bench gdb-testsuite fuzz clean
 
 env: $(MADE) images
 
@@ -60,6 +63,13 @@ e2e: env
 bench: env
 	@$(BIN)/python tools/setup_test_tools.py bench
 	$(BIN)/python -m tools.bench
+
+gdb-testsuite: env test-tools
+	$(BIN)/python -m tools.gdb_testsuite $(ARGS)
+
+fuzz: env
+	$(BIN)/python -m tests.fuzz.session .cache/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+		-rss_limit_mb=512 -artifact_prefix=.cache/
 
 clean:
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -298,6 +298,22 @@ class AptRoot:
         return found
 
 
+def unpack_archive(archive: Path, tree: Path) -> None:
+    """As dpkg-deb --extract, which puts directories in the place of links to directories.
+
+    Raises:
+        AptError: it is no package, or there is no room for it.
+    """
+    tree.mkdir(exist_ok=True)
+    command = ("tar", "--extract", "--preserve-permissions", "--keep-directory-symlink")
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
+    ) as unpacker:
+        done = subprocess.run([*command, "-C", tree], stdin=unpacker.stdout, check=False)
+    if unpacker.returncode or done.returncode:
+        raise AptError(f"{archive.name} cannot be unpacked")
+
+
 def debian_root(suite: str) -> AptRoot:
     """A private apt that reads `suite` from the archive of the Debian that runs here.
 

@@ -26,7 +26,14 @@ from typing import Final
 
 # Run as a program, this file has nothing of the source tree in sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.apt_packages import AptError, AptRoot, debian_root, os_release, release_root
+from tools.apt_packages import (
+    AptError,
+    AptRoot,
+    debian_root,
+    os_release,
+    release_root,
+    unpack_archive,
+)
 from tools.fetch_kernel import DEBIAN_SUITE
 from tools.programs import find_program
 
@@ -61,24 +68,12 @@ def _run(*command: str | Path) -> bytes:
     return done.stdout
 
 
-def _extract(archive: Path, tree: Path) -> None:
-    """As dpkg-deb --extract, which puts directories in the place of links to directories."""
-    tree.mkdir(exist_ok=True)
-    command = ("tar", "--extract", "--preserve-permissions", "--keep-directory-symlink")
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
-    ) as unpacker:
-        done = subprocess.run([*command, "-C", tree], stdin=unpacker.stdout, check=False)
-    if unpacker.returncode or done.returncode:
-        raise AptError(f"{archive.name} cannot be unpacked")
-
-
 def unpack(archives: Iterable[Path], tree: Path) -> None:
     """Put the contents of packages into a directory, and their names into dpkg's list of them."""
     # Its symbolic links have to be there before others put files behind them.
     status = []
     for archive in sorted(archives, key=lambda path: not path.name.startswith("base-files_")):
-        _extract(archive, tree)
+        unpack_archive(archive, tree)
         fields = _run("dpkg-deb", "--field", archive).decode()
         status.append(f"{fields.rstrip()}\nStatus: install ok unpacked\n")
     database = tree / "var/lib/dpkg"

@@ -27,6 +27,7 @@ from typing import Final
 from svsmd.gdbstub.packets import (
     breakpoints,
     files,
+    lldb,
     mem,
     monitor,
     physical,
@@ -118,6 +119,7 @@ _HANDLERS: Final[Mapping[bytes, Handler]] = {
     **query.HANDLERS,
     **monitor.HANDLERS,
     **files.HANDLERS,
+    **lldb.HANDLERS,
     **physical.HANDLERS,
     **search.HANDLERS,
     **signals.HANDLERS,

@@ -81,7 +81,7 @@ class _Shared(ctypes.Structure):
         ("error_code", ctypes.c_uint32), ("exception_is_int", ctypes.c_uint32),
         ("io_port", ctypes.c_uint32), ("io_size", ctypes.c_uint32), ("io_is_in", ctypes.c_uint32),
         ("io_value", ctypes.c_uint32), ("trap", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32), ("skip_breakpoint", ctypes.c_uint64),
+        ("breakpoints", ctypes.c_uint32), ("skip_breakpoint", ctypes.c_uint64),
         ("exits", ctypes.c_uint64),
         ("assigned", ctypes.c_void_p),
         *((name, ctypes.c_uint32) for name in _OFFSETS),
@@ -281,6 +281,7 @@ class NativeCallbacks(EngineCallbacks):
                 begin=address, end=address,
             )  # fmt: skip
             self._hooks[address] = hook
+            self._shared.breakpoints = len(self._sites)
             self._engine.flush_code()
         site.set_points(points, self._engine.layout)
 
@@ -289,6 +290,7 @@ class NativeCallbacks(EngineCallbacks):
         if site is not None:
             site.count_evaluations()
             self._engine.unhook(self._hooks.pop(address))
+            self._shared.breakpoints = len(self._sites)
             self._engine.flush_code()
             self._shared.passed_breakpoint = NEVER
 

@@ -88,6 +88,7 @@ _ARITHMETIC: Final = 0x8D5
 _DB: Final = 1
 
 _NPF_W, _NPF_ID = 1 << 1, 1 << 4
+_PF_ID: Final = 1 << 4
 _VC_MSR: Final = 0x7C
 _SEV_ENABLED: Final = 0b11
 """SEV_STATUS: SEV and SEV-ES."""
@@ -497,9 +498,22 @@ class Processor:
     # -- exceptions -------------------------------------------------------------------------
 
     def _page_fault(self) -> bool:
-        self.cpu.cr[2] = self.cpu.exit_info_2
-        self.delivery.raise_exception(Vector.PF, self.cpu.error_code)
+        cpu = self.cpu
+        if cpu.error_code & _PF_ID and self._breaks_at_fetch(cpu.linear_rip):
+            self.leave(DebugStop(DebugReason.BREAKPOINT, cpu.linear_rip))
+            return False
+        cpu.cr[2] = cpu.exit_info_2
+        self.delivery.raise_exception(Vector.PF, cpu.error_code)
         return True
+
+    def _breaks_at_fetch(self, rip: int) -> bool:
+        """Whether a breakpoint stops before an instruction that cannot be fetched.
+
+        It comes first (24593, 8.5), but the engine sees it only where there is code. A
+        debugger that calls a function has it return to a breakpoint on the stack.
+        """
+        asked = self.cpu.shared.skip_breakpoint == rip or self.debug.stepping
+        return not asked and self.debug.hit(rip)
 
     def _exception(self, vector: int) -> bool:
         code = self.cpu.error_code if vector in ERROR_CODE_VECTORS else None
@@ -590,7 +604,7 @@ class Processor:
         length = cpu.linear_rip - shared.first_pc
         if not 2 <= length <= _MAX_INSTRUCTION or shared.first_shadow:
             return
-        code = self.read(shared.first_pc, length, 0)
+        code = self.read(shared.first_pc, length, cpu.cpl, AccessKind.FETCH)
         opcode = code[-1]
         repeated = 0xF3 in code[:-1] or 0xF2 in code[:-1]
         if opcode not in _STRING_OPCODES or not repeated:

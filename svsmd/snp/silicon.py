@@ -284,6 +284,8 @@ class Silicon:
         processor, cpu = self.processor, self.cpu
         processor.debug.arm()
         cpu.shared.deadline = until
+        if context.reported != cpu.linear_rip:  # the debugger has it go on elsewhere
+            context.reported = _NEVER
         refused = processor.arm_interrupts()
         if refused is not None:
             return refused

@@ -1,129 +1,135 @@
 # SPDX-License-Identifier: MIT
-"""gdb's machine interface on a machine: what the C/C++ extension of VS Code (cppdbg) sends.
+"""The stock gdb over its machine interface, as IDEs drive it: pygdbmi as the client."""
 
-Spec: MIEngine, src/MIDebugEngine/Engine.Impl/DebuggedProcess.cs (GetInitializeCommands) for the
-order; GDB manual, "GDB/MI". The configuration is that of docs/editors.md.
-"""
-
-import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from pygdbmi.gdbcontroller import GdbController
 
 from svsmd.images import image_path
-from tests.svsmd_process import Program, SvsmdProcess
+from tests.svsmd_process import SECONDS, SvsmdProcess
 
 pytestmark = pytest.mark.e2e
 
 Start = Callable[..., SvsmdProcess]
-DEMO = image_path("demo")
-ROOT = Path(__file__).parent.parent.parent
+Record = dict[str, Any]
+_POLL_SECONDS: Final = 0.1
 
 
-class MachineInterface:
-    """A gdb that is talked to in MI."""
+class Mi:
+    """Commands and the records that answer them."""
 
-    def __init__(self, session: Program) -> None:
-        self._session = session
-        self._token = 1000
+    def __init__(self, gdb: str) -> None:
+        command = [gdb, "-nx", "-q", "--interpreter=mi3", str(image_path("demo"))]
+        # It waits so long for more after each answer; here is waited for what has to come.
+        self._gdb = GdbController(command, time_to_check_for_additional_output_sec=0)
+        self._records: list[Record] = []
 
-    def ask(self, command: str, result: str = "done") -> str:
-        """The results of a command."""
-        self._token += 1
-        self._session.send(f"{self._token}{command}")
-        match = self._session.expect(rf"^{self._token}\^(\w+)(?:,(.*))?\n")
-        assert match[1] == result, match[0]
-        return match[2] or ""
+    def __call__(self, command: str) -> Record:
+        """The payload of its `done` or `running`; AssertionError if it has another result."""
+        self._gdb.write(command, read_response=False)
+        result = self._next(lambda record: record["type"] == "result")
+        assert result["message"] in ("done", "running", "connected"), result
+        return result["payload"] or {}
 
-    def stopped(self, reason: str) -> str:
-        match = self._session.expect(r"^\*stopped,(.*)\n")
-        assert f'reason="{reason}"' in match[1], match[1]
-        return match[1]
+    def stopped(self) -> Record:
+        """The payload of the next *stopped."""
+        stop = self._next(lambda record: record["message"] == "stopped")
+        payload: Record = stop["payload"]
+        return payload
 
+    def _next(self, wanted: Callable[[Record], bool]) -> Record:
+        end = time.monotonic() + SECONDS
+        while True:
+            for place, record in enumerate(self._records):
+                if wanted(record):
+                    del self._records[place]
+                    return record
+            assert time.monotonic() < end, self._records
+            self._records += self._gdb.get_gdb_response(_POLL_SECONDS, raise_error_on_timeout=False)
 
-@contextmanager
-def launched(machine: SvsmdProcess, gdb: str) -> Iterator[MachineInterface]:
-    """The commands of a launch with miDebuggerServerAddress."""
-    with Program([gdb, "-nx", "--interpreter=mi"]) as session:
-        mi = MachineInterface(session)
-        mi.ask("-gdb-set mi-async on")
-        for setup in ("set schedule-multiple on", f"set substitute-path ./ {ROOT}/"):
-            mi.ask(f'-interpreter-exec console "{setup}"')
-        mi.ask("-enable-pretty-printing")
-        mi.ask(f"-environment-cd {ROOT}")
-        mi.ask(f"-file-exec-and-symbols {DEMO}")
-        mi.ask('-interpreter-exec console "show architecture"')
-        mi.ask("-break-insert main", "error")  # whose failure cppdbg ignores: there is none here
-        mi.ask(f"-target-select remote 127.0.0.1:{machine.gdb_port}", "connected")
-        yield mi
+    def close(self) -> None:
+        self._gdb.exit()
 
 
-def test_session(svsmd: Start, gdb_program: str) -> None:
+@pytest.fixture
+def mi(gdb_program: str) -> Iterator[Mi]:
+    client = Mi(gdb_program)
+    client("-gdb-set confirm off")
+    yield client
+    client.close()
+
+
+def test_a_session(svsmd: Start, mi: Mi) -> None:
+    """Breakpoints with conditions, steps, variables, registers, memory, stack, watchpoints."""
+    machine = svsmd("demo", "-S")
+    console = machine.console()
+    mi(f"-target-select remote 127.0.0.1:{machine.gdb_port}")
+    assert mi("-thread-info")["threads"]
+    inserted = mi("-break-insert -h demo_main")["bkpt"]
+    assert (inserted["type"], inserted["func"]) == ("hw breakpoint", "demo_main")
+    mi("-exec-continue")
+    stop = mi.stopped()
+    while stop.get("reason") != "breakpoint-hit":  # that of the attachment
+        stop = mi.stopped()
+    assert stop["frame"]["func"] == "demo_main"
+
+    before = mi("-data-evaluate-expression $pc")["value"]
+    mi("-exec-step-instruction")
+    assert mi.stopped()["reason"] == "end-stepping-range"
+    assert mi("-data-evaluate-expression $pc")["value"] != before
+    mi("-exec-next")
+    assert mi.stopped()["reason"] == "end-stepping-range"
+
+    mi("-break-insert -c demo_counter==5 demo_busy_loop")
+    mi("-break-insert shell")
+    mi("-exec-continue")
+    stop = mi.stopped()
+    assert stop["frame"]["func"] == "shell", stop
+    names = [frame["func"] for frame in mi("-stack-list-frames")["stack"]]
+    assert names[:2] == ["shell", "demo_main"]
+    variables = mi("-stack-list-variables --simple-values")["variables"]
+    assert "line" in {each["name"] for each in variables}
+
+    mi("-var-create counter * demo_counter")
+    assert mi("-var-assign counter 77")["value"] == "77"
+    memory = mi("-data-read-memory-bytes &demo_counter 8")["memory"][0]
+    assert memory["contents"] == (77).to_bytes(8, "little").hex()
+    mi(f"-data-write-memory-bytes &demo_counter {bytes(8).hex()}")
+    changed = mi("-var-update --all-values counter")["changelist"]
+    assert [each["value"] for each in changed] == ["0"]
+
+    registers = mi("-data-list-register-names")["register-names"]
+    number = registers.index("cr3")
+    values = mi(f"-data-list-register-values x {number}")["register-values"]
+    assert int(values[0]["value"], 16)
+
+    mi("-break-watch demo_counter")
+    mi("-exec-continue")
+    console.expect("demo> ")
+    console.send("busy\r")
+    stop = mi.stopped()
+    assert stop["reason"] == "watchpoint-trigger"
+    assert (stop["value"]["old"], stop["value"]["new"]) == ("0", "1")
+    assert stop["frame"]["func"] == "demo_busy_loop"
+    mi("-target-disconnect")
+    console.send("x")
+    console.expect("demo_counter is ")
+
+
+def test_interrupt(svsmd: Start, mi: Mi) -> None:
     machine = svsmd("demo")
     console = machine.console()
     console.expect("demo> ")
-    with launched(machine, gdb_program) as mi:
-        groups = mi.ask("-list-thread-groups")
-        assert re.findall(r'pid="(\d+)"', groups) == ["3", "1", "17"]
-        threads = mi.ask("-thread-info")
-        assert 'name="vcpu0/VMPL2"' in threads
-        assert 'state="stopped"' in threads
-        # MIEngine places breakpoints by absolute path and by name.
-        source = ROOT / "svsmd" / "guest" / "demo" / "bench.c"
-        assert 'func="bench_cpuid"' in mi.ask(f"-break-insert -f {source}:73")
-        mi.ask("-exec-continue", "running")
-        console.send("bench cpuid\r")
-        assert 'bkptno="1"' in mi.stopped("breakpoint-hit")
-
-        frames = mi.ask("-stack-list-frames 0 20")
-        names = re.findall(r'func="(\w+)"', frames)
-        assert names[:3] == ["bench_cpuid", "bench", "command_bench"]
-        assert f'fullname="{source}"' in frames
-        arguments = mi.ask("-stack-list-arguments 2 0 1")
-        assert 'name="name",type="const char *"' in arguments
-        mi.ask("-stack-list-variables --thread 1 --frame 1 --simple-values")
-        made = mi.ask('-var-create - * "*cpus[0].ghcb"')
-        name = re.search(r'name="(\w+)"', made)
-        assert name is not None
-        assert 'name="' in mi.ask(f"-var-list-children --simple-values {name[1]} 0 1000")
-        mi.ask(f"-var-delete {name[1]}")
-        assert mi.ask('-data-evaluate-expression "sizeof(struct ghcb)"') == 'value="4096"'
-
-        code = mi.ask("-data-disassemble -s $pc -e $pc+8 -- 2")
-        first = re.search(r'opcodes="([0-9a-f ]+)"', code)
-        assert first is not None
-        data = re.search(r'contents="(\w+)"', mi.ask("-data-read-memory-bytes $pc 8"))
-        assert data is not None
-        assert data[1].startswith(first[1].replace(" ", ""))
-        names = re.findall(r'"(\w*)"', mi.ask("-data-list-register-names"))
-        assert {"rip", "cr3", "vmpl"} <= set(names)
-        number = names.index("vmpl")
-        values = mi.ask(f"-data-list-register-values N {number}")
-        assert f'number="{number}",value="2"' in values
-
-        for command in ("-exec-next", "-exec-step", "-exec-step-instruction"):
-            mi.ask(f"{command} --thread 1", "running")
-            mi.stopped("end-stepping-range")
-        mi.ask("-break-delete 1")
-        mi.ask("-exec-continue", "running")
-        mi.ask("-exec-interrupt")
-        mi.stopped("signal-received")
-        mi.ask('-interpreter-exec console "kill"')
-        mi.ask("-gdb-exit", "exit")
-    console.send("\r")
+    mi("-gdb-set mi-async on")
+    mi(f"-target-select remote 127.0.0.1:{machine.gdb_port}")
+    mi("-exec-continue")
+    while True:
+        mi("-exec-interrupt --all")
+        if mi.stopped().get("signal-name") == "SIGINT":
+            break
+    mi("-target-disconnect")
+    console.send("svsm\r")
     console.expect("demo> ")
-
-
-def test_console_of_the_debugger(svsmd: Start, gdb_program: str) -> None:
-    """`-exec COMMAND` in the debug console of cppdbg reaches monitor and extension."""
-    machine = svsmd("demo")
-    with launched(machine, gdb_program) as mi:
-        load = r"python exec(gdb.execute(\"monitor python\", False, True))"
-        mi.ask(f'-interpreter-exec console "{load}"')
-        mi.ask('-interpreter-exec console "svsm rmp 0,+1"')
-        mi.ask('-interpreter-exec console "monitor info"')
-        mi.ask('-interpreter-exec console "catch vc CPUID"')
-        assert "catch vc if code == CPUID" in mi.ask("-break-list")
-        mi.ask("-gdb-exit", "exit")

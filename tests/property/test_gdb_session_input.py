@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Whatever a client sends, a session answers or gives the client up, and the machine survives."""
 
+import gc
+import tracemalloc
+from pathlib import Path
+from typing import Final
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svsmd.gdbstub.rsp import Ack, Decoder, Nak, Need, Packet, RemoteProtocolError, encode
-from svsmd.gdbstub.session import Session, State
+from svsmd.gdbstub.rsp import encode
+from svsmd.gdbstub.session import Session
 from svsmd.gdbstub.target import StopEvent
+from tests.debugger_input import DIALOGUES, converse, pieces_of
 from tests.fake_target import FakeMachine, FakeRunner
 from tests.unit.test_gdb_processes import Worlds
 
@@ -35,9 +42,9 @@ _names = st.sampled_from(
     b"vCont;r vCont;t vCont;s:1;c H Hg Hc T qSupported qC qAttached qfThreadInfo qsThreadInfo "
     b"qThreadExtraInfo qXfer:features:read:target.xml qXfer:threads:read: qRcmd D k vKill "
     b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
-    b"QStartNoAckMode ! R vMustReplyEmpty qqemu.PhyMemMode Qqemu.PhyMemMode qSearch:memory qCRC "
     b"qXfer:osdata:read: qXfer:osdata:read:rmp qSupported:multiprocess+ vAttach;3 D;3 D;1 D;11 "
     b"Hgp3.1 vKill;1 vCont;c:p11.-1 vCont;s:p3.1 qXfer:exec-file:read: vFile:open vFile:pread:3 "
+    b"QThreadSuffixSupported qHostInfo qProcessInfo qThreadStopInfo1 qThreadStopInfo "
     b"vFile:close:3 qSymbol Tp1.1 vFile:fstat vFile:open:2f7376736d2e656c66,0,0 "
     b"Z0,1008,1;X3,220127 Z1,100b,1;X6,260000220127 Z0,100b,1;cmds:0,Xd,22002200340000044869210027 "
     b"Z0,1008,1;X".split()
@@ -62,34 +69,47 @@ _pieces = st.one_of(
 def test_any_input_is_answered_and_the_machine_is_released(
     pieces: list[bytes], was_running: bool, kind: type[FakeMachine]
 ) -> None:
+    converse(pieces, kind(), was_running=was_running)
+
+
+@pytest.mark.parametrize("path", sorted(DIALOGUES.glob("*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("kind", [FakeMachine, Worlds])
+def test_what_debuggers_say(path: Path, kind: type[FakeMachine]) -> None:
+    converse(pieces_of(path.read_bytes()), kind())
+
+
+_ROUNDS: Final = 300
+_GROWTH: Final = 64 << 10
+"""Bytes that `_ROUNDS` more rounds may keep: caches of the interpreter, and the like."""
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(_bodies.map(encode), min_size=1, max_size=6), st.sampled_from([FakeMachine, Worlds])
+)
+def test_the_same_again_takes_no_more_memory(pieces: list[bytes], kind: type[FakeMachine]) -> None:
+    """Whatever a client repeats for ever: what is kept for it has a bound."""
     machine = kind()
     runner = FakeRunner(machine)
-    sent: list[bytes] = []
 
     def on_stop(event: StopEvent) -> None:
-        sent.append(session.stopped(event))
+        session.stopped(event)
 
     stop = runner.attach(on_stop)
     assert stop is not None
-    session = Session(machine, runner, stop, was_running=was_running)
+    session = Session(machine, runner, stop, was_running=False)
+    held = []
+    tracemalloc.start()
     try:
-        for piece in pieces:
-            session.receive_data(piece)
-            while (reply := session.next_reply()) is not None:
-                assert reply
-                sent.append(reply)
-            runner.slice(5)
-    except RemoteProtocolError:
-        pass
-    session.close()
-    if session.state is State.LEAVING:
-        runner.slice(5)
-    assert session.state is State.DISCONNECTED
-    assert runner.on_stop is None
-    assert not machine.breakpoints
-    assert not machine.watchpoints
-
-    decoder = Decoder()
-    decoder.receive_data(b"".join(sent) or b"+")
-    while (event := decoder.next_event()) is not Need.DATA:
-        assert isinstance(event, Packet | Ack | Nak), "what was sent is well-formed"
+        for _ in range(3):
+            for _ in range(_ROUNDS):
+                for piece in pieces:
+                    session.receive_data(piece)
+                    while session.next_reply() is not None:
+                        pass
+                    runner.slice(1)
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[2] - held[1] < _GROWTH

@@ -4,18 +4,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svsmd.gdbstub.rsp import (
-    ConnectionClosed,
-    Decoder,
-    Event,
-    Need,
-    Packet,
-    RemoteProtocolError,
-    checksum,
-    encode,
-    escape,
-    unescape,
-)
+from svsmd.gdbstub.rsp import ConnectionClosed, Packet, checksum, encode, escape, unescape
+from tests.debugger_input import events_of
 
 # Bytes that mean something to the framing are frequent; so are whole packets.
 _pieces = st.one_of(
@@ -32,38 +22,19 @@ _pieces = st.one_of(
 _streams = st.lists(_pieces, max_size=12).map(b"".join)
 
 
-def _events(chunks: list[bytes]) -> list[Event | str]:
-    """What comes out: events, then the text of a protocol error if there is one."""
-    decoder = Decoder()
-    events: list[Event | str] = []
-    for chunk in [*chunks, b""]:
-        decoder.receive_data(chunk)
-        while True:
-            try:
-                event = decoder.next_event()
-            except RemoteProtocolError as error:
-                return [*events, str(error)]
-            if isinstance(event, Need):
-                break
-            events.append(event)
-            if isinstance(event, ConnectionClosed):
-                return events
-    raise AssertionError("the end of the stream was not reported")
-
-
 @settings(max_examples=150, deadline=None)
 @given(_streams, st.data())
 def test_chunks_make_no_difference(stream: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
-    assert _events(chunks) == _events([stream] if stream else [])
+    assert events_of(chunks) == events_of([stream] if stream else [])
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_pieces.filter(lambda piece: len(piece) < 100), max_size=12).map(b"".join))
 def test_byte_by_byte_makes_no_difference(stream: bytes) -> None:
     chunks = [stream[i : i + 1] for i in range(len(stream))]
-    assert _events(chunks) == _events([stream] if stream else [])
+    assert events_of(chunks) == events_of([stream] if stream else [])
 
 
 @given(st.binary(max_size=2000))
@@ -71,7 +42,7 @@ def test_what_is_encoded_is_decoded(data: bytes) -> None:
     packet = encode(data)
     assert unescape(escape(data)) == data
     assert not set(packet[1:-3]) & set(b"#$*")
-    assert _events([packet]) == [Packet(data), ConnectionClosed()]
+    assert events_of([packet]) == [Packet(data), ConnectionClosed()]
 
 
 @given(st.binary(max_size=3000))

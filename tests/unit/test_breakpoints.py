@@ -10,7 +10,7 @@ from svsmd.snp.exits import DebugReason, DebugStop, Exit, Hlt, Paused
 from svsmd.snp.predicate import BadProgram, Instruction, Op, Program
 from svsmd.snp.types import C_BIT
 from tests.agent_code import EQUAL, LESS_U, REF64, const, options, reg
-from tests.bare_machine import CODE, DATA, PML4, SPARE, VMSA, BareMachine, P, W, assemble
+from tests.bare_machine import CODE, DATA, NX, PML4, SPARE, VMSA, BareMachine, P, W, assemble
 
 pytestmark = pytest.mark.usefixtures("both_callbacks")
 
@@ -117,6 +117,39 @@ def test_an_instruction_that_faults_first_is_hit_once() -> None:
     assert run(m) == DebugStop(DebugReason.BREAKPOINT, CODE)
     assert run(m) == Hlt()
     assert store.hits == 1
+
+
+@pytest.mark.parametrize("where", [DATA, SPARE], ids=["no execute", "not present"])
+def test_a_breakpoint_where_nothing_can_be_executed(where: int, both_callbacks: str) -> None:
+    """It comes before the fetch; resumed, the instruction faults, and is hit no more."""
+    m = BareMachine()
+    m.map(DATA, DATA, P | W | NX)
+    m.map(SPARE, SPARE, 0)
+    m.load(f"mov rax, {where}; jmp rax")
+    stop = Breakpoint(where)
+    m.silicon.debug.add_breakpoint(stop)
+    m.silicon.debug.add_breakpoint(Breakpoint(where, NEVER))
+    assert run(m) == DebugStop(DebugReason.BREAKPOINT, where)
+    assert m.gpr("rip") == where
+    assert m.gpr("cr2") == 0
+    assert run(m) == Hlt()
+    trap = m.trap
+    assert (trap.vector, trap.rip) == (14, where)
+    assert trap.error_code is not None
+    assert trap.error_code & 1 << 4
+    assert stop.hits == 1
+
+
+def test_one_that_was_left_by_the_debugger_is_hit_again() -> None:
+    """It has been reported, but is not where the machine goes on."""
+    m = BareMachine()
+    m.load("nop; nop; nop; hlt")
+    stop = Breakpoint(CODE + 2)
+    m.silicon.debug.add_breakpoint(stop)
+    for _ in range(3):
+        assert run(m) == DebugStop(DebugReason.BREAKPOINT, CODE + 2)
+        m.vmsa.rip = CODE
+    assert stop.hits == 3
 
 
 def test_an_exception_makes_it_hit_again() -> None:

@@ -260,6 +260,20 @@ def test_write_and_read_one_register(client: Client, name: str) -> None:
     assert client.ask(b"p%x" % number) == value
 
 
+def test_the_value_that_is_there_can_be_written_to_any_register(client: Client) -> None:
+    """gdb puts all of them back when it has called a function."""
+
+    def refuse(thread: ThreadId, name: str, value: int) -> None:
+        raise TargetError(f"{name} cannot be written")
+
+    client.machine.write_register = refuse  # type: ignore[method-assign]
+    for name in ("cr0", "rip"):
+        number = REGISTER_NUMBERS[name]
+        value = client.ask(b"p%x" % number)
+        assert client.ask(b"P%x=%b" % (number, value)) == b"OK"
+        assert client.ask(b"P%x=%b" % (number, value[::-1])).startswith(b"E")
+
+
 def test_orig_rax_takes_a_write_and_keeps_its_value(client: Client) -> None:
     number = REGISTER_NUMBERS["orig_rax"]
     assert client.ask(b"P%x=0000000000000000" % number) == b"OK"

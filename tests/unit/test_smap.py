@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from svsmd.snp.cpuid_page import CpuidPage
+from svsmd.snp.exits import DebugReason, DebugStop
 from svsmd.snp.faults import PfError, Vector
 from svsmd.snp.types import PAGE_SIZE
 from svsmd.snp.vmsa import Cr0, Cr4
@@ -114,3 +115,14 @@ def test_write_protection_holds_at_cpl_0() -> None:
     machine.vmsa.cr0 |= Cr0.WP
     trap = machine.trapped(f"mov [{DATA}], rax")
     assert (trap.vector, trap.error_code) == (PF, PfError.P | PfError.W)
+
+
+def test_a_step_looks_at_the_users_code_as_the_user() -> None:
+    """The last iteration of REP is looked at by the step, which is no access of CPL 0."""
+    machine = BareMachine(user=True)
+    machine.vmsa.cr4 |= Cr4.SMAP
+    machine.load(f"mov ecx, 2; mov edi, {DATA}; rep stosb; nop")
+    machine.silicon.debug.set_stepping(True)
+    while machine.vmsa.rip != CODE + 12:
+        assert machine.run() == DebugStop(DebugReason.STEP, machine.vmsa.rip)
+    assert machine.gpr("rcx") == 0

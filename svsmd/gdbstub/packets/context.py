@@ -94,6 +94,8 @@ class Context:
     resumed: ThreadId | None = None
     """What the client resumed last, tid 0 for a whole process; None for everything."""
     has_resumed: bool = False
+    one_memory: bool = False
+    """The client knows of one address space only, and names a thread for its registers alone."""
     listings: int = 0
     """Lists of threads since the last stop."""
     quiet: int | None = None
@@ -156,6 +158,13 @@ class Context:
     def selected(self) -> ThreadId:
         """The thread that commands and tables are about."""
         return self.user_thread or self.general
+
+    @property
+    def memory_thread(self) -> ThreadId:
+        """The thread whose address space memory is read and written in."""
+        if self.one_memory and isinstance(self.last_stop, Stopped):
+            return self.last_stop.thread
+        return self.general
 
     @property
     def processes(self) -> SupportsProcesses | None:

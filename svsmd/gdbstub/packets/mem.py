@@ -59,7 +59,7 @@ def read_memory(ctx: Context, address: int, length: int) -> bytes:
     """Memory by the kind of address that the client has chosen; see `Target.read_memory`."""
     if ctx.physical and isinstance(ctx.target, SupportsPhysicalMemory):
         return ctx.target.read_physical_memory(address, length)
-    return ctx.target.read_memory(ctx.general, address, length)
+    return ctx.target.read_memory(ctx.memory_thread, address, length)
 
 
 def _read(ctx: Context, args: bytes, limit: int) -> bytes:
@@ -78,7 +78,7 @@ def _write(ctx: Context, where: bytes, data: bytes) -> bytes:
     if ctx.physical and isinstance(ctx.target, SupportsPhysicalMemory):
         ctx.target.write_physical_memory(address, data)
     else:
-        ctx.target.write_memory(ctx.general, address, data)
+        ctx.target.write_memory(ctx.memory_thread, address, data)
     return OK
 
 

@@ -68,6 +68,7 @@ def write_one(ctx: Context, args: bytes) -> bytes:
     data = parse_hex_data(text)
     if len(data) != register.nbytes:
         raise PacketError(Errno.INVALID, f"{register.name} has {register.nbytes} bytes")
+    # gdb for x86 puts all registers back when it has called a function.
     if read_one(ctx, number) != data.hex().encode():
         try:
             _write(ctx, register, data)

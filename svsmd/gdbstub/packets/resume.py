@@ -46,7 +46,7 @@ from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
 MAX_RANGE_STEPS: Final = 0x10000
 """Most instructions that one range step takes before it reports, still in the range; gdb goes on.
 
-It bounds how long the stub is deaf to Ctrl-C.
+It bounds how long the stub is deaf to Ctrl-C; one that came meanwhile ends the next range step.
 """
 STEP_COST: Final = 0x100
 """So many of them a step counts for that the target has to be asked for by itself."""

@@ -958,6 +958,9 @@ static int serve(struct shared *s, uc_engine *uc, uint32_t code)
 	case EXIT_VINTR:
 		return serve_interrupt_window(s, code);
 	case EXIT_PF:
+		/* A breakpoint comes before the fetch of its instruction. */
+		if (s->breakpoints && get32(s, s->error_code) & PF_ID)
+			return 0;
 		put64(s, s->cr + 8 * 2, *s->exit_info_2);
 		break;
 	case EXIT_UD:

@@ -130,6 +130,7 @@ enum {
 	VECTOR_GP = 13,
 	VECTOR_PF = 14,
 	VECTOR_VC = 29,
+	PF_ID = 0x10, /* of its error code: an instruction fetch */
 };
 
 /* Shared with svsmd/snp/cpu_unicorn.py: class _Shared. Keep the order. */
@@ -151,7 +152,8 @@ struct shared {
 	uint32_t error_code;
 	uint32_t exception_is_int;
 	uint32_t io_port, io_size, io_is_in, io_value;
-	uint32_t trap, padding;
+	uint32_t trap;
+	uint32_t breakpoints;   /* addresses that have one */
 	uint64_t skip_breakpoint; /* linear address whose breakpoint is passed once */
 	uint64_t exits;         /* statistics */
 	const uint8_t *assigned; /* one byte a RAM page: the RMP says it is a guest's */
