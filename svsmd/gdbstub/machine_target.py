@@ -28,6 +28,7 @@ from svsmd.gdbstub.target import (
     BreakpointKind,
     Exited,
     MonitorCommand,
+    Selection,
     Signal,
     StopEvent,
     Stopped,
@@ -418,9 +419,9 @@ class MachineTarget:
         """See SupportsTables."""
         return self._tables
 
-    def select(self, thread: ThreadId) -> None:
+    def select(self, selection: Selection) -> None:
         """See SupportsSelection."""
-        self.view.thread = thread
+        self.view.selection = selection
 
     def _list_breakpoints(self, arguments: Sequence[str]) -> str:
         if arguments:

@@ -344,12 +344,22 @@ class SupportsMonitor(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Selection:
+    """What a client has its `monitor` commands and tables show."""
+
+    thread: ThreadId | None = None
+    """The selected thread (`Hg`); None: the vCPU that stopped."""
+    vcpu: int | None = None
+    """The vCPU that `monitor cpu` has named; None: that of the selected thread."""
+
+
 @runtime_checkable
 class SupportsSelection(Protocol):
-    """A machine whose `monitor` commands and tables are about the selected thread (`Hg`)."""
+    """A machine whose `monitor` commands and tables are about what a client has selected."""
 
-    def select(self, thread: ThreadId) -> None:
-        """`thread` is the selected one from now on."""
+    def select(self, selection: Selection) -> None:
+        """What follows is for the client whose selection this is; commands may change it."""
         ...
 
 

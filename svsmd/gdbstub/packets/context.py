@@ -18,6 +18,7 @@ from svsmd.gdbstub.target import (
     ANY_WORLD,
     BreakpointKind,
     Exited,
+    Selection,
     Signal,
     StopEvent,
     Stopped,
@@ -126,6 +127,8 @@ class Context:
     """One thread of each process that the client was told of, by pid."""
     detached: set[int] = field(default_factory=set)
     """Processes that the client has detached from."""
+    chosen: Selection = field(default_factory=Selection)
+    """What `monitor` commands and tables are about; see `selection`."""
 
     def say(self, text: str) -> None:
         """Show the user a line before the reply."""
@@ -135,6 +138,12 @@ class Context:
     def selected(self) -> ThreadId:
         """The thread that commands and tables are about."""
         return self.user_thread or self.general
+
+    @property
+    def selection(self) -> Selection:
+        """What commands and tables are about, up to date."""
+        self.chosen.thread = self.selected
+        return self.chosen
 
     @property
     def processes(self) -> SupportsProcesses | None:

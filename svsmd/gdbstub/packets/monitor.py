@@ -34,7 +34,7 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
     if not isinstance(ctx.target, SupportsMonitor):
         return UNSUPPORTED
     if isinstance(ctx.target, SupportsSelection):
-        ctx.target.select(ctx.selected)
+        ctx.target.select(ctx.selection)
     line = parse_hex_data(args[1:]).decode("utf-8", "replace")
     text = _run(ctx.target.monitor_commands, line)
     if text and not text.endswith("\n"):
