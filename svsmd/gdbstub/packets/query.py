@@ -77,6 +77,17 @@ def start_no_ack_mode(ctx: Context, args: bytes) -> Reply:
     return Action.START_NO_ACK_MODE
 
 
+def non_stop(ctx: Context, args: bytes) -> Reply:
+    """`QNonStop:MODE`, which is not advertised: 0 is how it is, 1 cannot be had."""
+    if args == b":0":
+        return OK
+    raise PacketError(
+        Errno.INVALID,
+        "all-stop only, since a stopped vCPU would change what the others compute; "
+        "another debugger that only reads can look while the machine runs",
+    )
+
+
 def attached(ctx: Context, args: bytes) -> bytes:
     """`qAttached`: the machine was there before gdb, so that gdb's `quit` detaches."""
     return b"1"
@@ -198,6 +209,7 @@ HANDLERS: Final[Mapping[bytes, Handler]] = {
     b"T": thread_alive,
     b"qSupported": supported,
     b"QStartNoAckMode": start_no_ack_mode,
+    b"QNonStop": non_stop,
     b"qAttached": attached,
     b"qC": current_thread,
     b"qfThreadInfo": first_threads,

@@ -110,7 +110,7 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
 
 def console_output(ctx: Context) -> list[bytes]:
     """Packets with what commands of breakpoints have printed; while the client waits for a stop."""
-    if not isinstance(ctx.target, SupportsBreakpoints):
+    if not ctx.in_control or not isinstance(ctx.target, SupportsBreakpoints):
         return []
     return console_packets(ctx.target.take_output())
 
@@ -202,7 +202,7 @@ def resume(ctx: Context) -> Reply:
     """Run the machine, unless it has ended."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
-    if isinstance(ctx.target, SupportsBreakpoints):
+    if ctx.in_control and isinstance(ctx.target, SupportsBreakpoints):
         ctx.target.forget_removed_breakpoints()
     return Action.RESUME
 
