@@ -45,7 +45,7 @@ DRAIN_SECONDS: Final = 5.0
 HURRIED_DRAIN_SECONDS: Final = 0.25
 """The same after SIGINT, which promises to end at once."""
 FAREWELL_SECONDS: Final = 0.1
-"""How long a debugger may take to hear of the end."""
+"""How long debuggers may take to hear of the end."""
 
 
 class Machine(RunnableMachine, Protocol):
@@ -170,7 +170,7 @@ async def _run(
         with trio.move_on_after(HURRIED_DRAIN_SECONDS if hurry else DRAIN_SECONDS):
             await serial.close()
             await svsm_log.close()
-        if runner.attached:
+        if runner.debuggers:
             await trio.sleep(FAREWELL_SECONDS)
         nursery.cancel_scope.cancel()
     say(ended.reason)

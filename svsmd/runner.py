@@ -7,14 +7,19 @@ the trio thread may touch the machine whenever no slice runs, and nothing needs 
 wants something changes a field and calls `_wake`; who cannot wait for the end of the slice also
 calls `Machine.request_stop`, which ends it within a basic block.
 
+Debuggers that look at a machine that runs end a slice for each question (`visit`). They have
+credit, and when it is used up the guest has three quarters of the time: so a question or a hundred
+are answered at once, and nobody who asks without end keeps the guest from running.
+
 Spec: docs/architecture.md; `svsmd.gdbstub.target.Runner` for the debugger's side.
 """
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -35,8 +40,18 @@ SPRINT_TICKS: Final = 250_000
 SPRINT_SECONDS: Final = 0.001
 """A sprint keeps everything else waiting, so it ends sooner: most stops that a debugger counts come
 within this many ticks. To hand a slice over to a thread and back takes 100 us by itself."""
+VISITING_SECONDS: Final = 0.005
+"""So long visits go on, one after the other, before the guest runs again."""
+GUESTS_PART: Final = 3
+"""So much longer than visits have held it the guest runs before others do."""
+CREDIT_SECONDS: Final = 0.1
+"""Until the guest has that much to get, visits go first."""
+SWITCH_SECONDS: Final = 0.0003
+"""What it costs the guest, besides a visit itself, that a slice ends for it."""
 INPUT_SIZE: Final = 4096
 """Bytes typed that may wait in the machine, and as many again here; who types more waits."""
+
+T = TypeVar("T")
 
 _STOP_REASONS: Final = {
     # The machine patches no memory, so it need not tell the two kinds of breakpoints apart, and
@@ -122,6 +137,11 @@ class Runner:
         self._ended: Ended | None = None
         self._on_stop: Callable[[target.StopEvent], None] | None = None
         self.after_slice: Callable[[], None] = lambda: None
+        self.on_rest: Callable[[], None] = lambda: None
+        self.debuggers = 0
+        self._visits: deque[Callable[[], None]] = deque()
+        self._visitors_account = -math.inf
+        """When the guest will have had its share of the time."""
         self._last_stop = target.Stopped(tid=1)
         self._pending_stop: target.Stopped | None = None
         self._input = bytearray()
@@ -140,22 +160,79 @@ class Runner:
         """How the run ended or is about to end; None if it goes on."""
         return self._ended
 
-    @property
-    def attached(self) -> bool:
-        """A debugger has run control."""
-        return self._on_stop is not None
-
     # Run control (svsmd.gdbstub.target.Runner)
 
-    def attach(self, on_stop: Callable[[target.StopEvent], None]) -> target.StopEvent | None:
+    @property
+    def last_stop(self) -> target.StopEvent:
+        """See `svsmd.gdbstub.target.Runner.last_stop`."""
+        return self._last_stop if self._ended is None else target.Exited(self._ended.exit_code)
+
+    @property
+    def position(self) -> int:
+        """See `svsmd.gdbstub.target.Runner.position`."""
+        return self._machine.clock_now
+
+    async def visit(self, look: Callable[[], T]) -> T:
+        """See `svsmd.gdbstub.target.Runner.visit`."""
+        if self._running and not self._in_slice:
+            # The guest idles, and must be able to go on between two visits.
+            await trio.lowlevel.checkpoint()
+        if not self._in_slice:
+            return look()
+        done = trio.Event()
+        result: list[T] = []
+        error: list[Exception] = []
+
+        def visit() -> None:
+            try:
+                result.append(look())
+            except Exception as raised:
+                error.append(raised)
+            done.set()
+
+        self._visits.append(visit)
+        self._end_slice_for_visits()
+        try:
+            await done.wait()
+        finally:
+            if not done.is_set():
+                self._visits.remove(visit)
+        if error:
+            raise error[0]
+        return result[0]
+
+    def _end_slice_for_visits(self) -> None:
+        if self._guests_turn_ends <= trio.current_time():
+            self._machine.request_stop()
+        elif self._guests_turn_ends < self._slice_limit.deadline:
+            self._slice_limit.deadline = self._guests_turn_ends
+
+    @property
+    def _guests_turn_ends(self) -> float:
+        return self._visitors_account - CREDIT_SECONDS
+
+    def _receive_visits(self, *, idle: bool = False) -> None:
+        """Between two slices; `idle`: there may be no next one."""
+        started = now = trio.current_time()
+        if not self._visits or (self._running and not idle and started < self._guests_turn_ends):
+            return
+        # A machine that stands still has time for all of them.
+        while self._visits and (now < started + VISITING_SECONDS or idle or not self._running):
+            self._visits.popleft()()
+            now = trio.current_time()
+        held = now - started + SWITCH_SECONDS
+        self._visitors_account = max(self._visitors_account, started) + held * (1 + GUESTS_PART)
+
+    def attach(self, on_stop: Callable[[target.StopEvent], None]) -> target.StopEvent:
         """See `svsmd.gdbstub.target.Runner.attach`."""
+        assert not self._in_slice
         self._on_stop = on_stop
-        if self._ended is not None:
-            return target.Exited(self._ended.exit_code)
-        if not self._running:
-            return self._last_stop
-        self._ask_to_stop(target.Stopped(tid=1))
-        return None
+        self._pending_stop = None
+        if self._running:
+            self._running = False
+            self._last_stop = target.Stopped(tid=1)
+            self._wake()
+        return self.last_stop
 
     def resume(self, *, at_once: bool = False) -> target.StopEvent | None:
         """See `svsmd.gdbstub.target.Runner.resume`."""
@@ -251,6 +328,8 @@ class Runner:
         if self._running and self._on_stop is not None:
             self._on_stop(target.Exited(self._ended.exit_code))
         self._running = False
+        self._receive_visits()
+        self.on_rest()
         return self._ended
 
     async def limit_slices(self) -> None:
@@ -278,6 +357,8 @@ class Runner:
     async def _run_slice(self) -> None:
         self._begin_slice()
         self._slice_limit.deadline = trio.current_time() + SLICE_SECONDS
+        if self._visits:
+            self._end_slice_for_visits()
         # Shielded: a slice is short, and who cancels the task must not leave a thread behind that
         # still runs a machine whose parts are being closed.
         with trio.CancelScope(shield=True) as self._slice_scope:
@@ -290,7 +371,8 @@ class Runner:
         self.after_slice()
         if stop is not None:
             self._report(stop)
-        elif isinstance(end, Idle):
+        self._receive_visits(idle=isinstance(end, Idle))
+        if isinstance(end, Idle) and self._running:
             await self._idle(end.deadline)
 
     def _end_slice(self, end: SliceEnd) -> target.Stopped | None:
@@ -352,3 +434,4 @@ class Runner:
         self._stand_still(stop)
         if self._on_stop is not None:
             self._on_stop(stop)
+        self.on_rest()

@@ -85,8 +85,12 @@ def converse(pieces: Sequence[bytes], machine: FakeMachine, *, was_running: bool
     assert runner.on_stop is None
     assert not machine.breakpoints
     assert not machine.watchpoints
+    check_framing(sent)
 
+
+def check_framing(sent: Iterable[bytes]) -> None:
+    """AssertionError if what was sent to a client is not packets and acknowledgements."""
     decoder = Decoder()
     decoder.receive_data(b"".join(sent) or b"+")
     while (event := decoder.next_event()) is not Need.DATA:
-        assert isinstance(event, Packet | Ack | Nak), "what was sent is well-formed"
+        assert isinstance(event, Packet | Ack | Nak)

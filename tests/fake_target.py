@@ -8,8 +8,10 @@ JMP:    jmp LOOP                    2 bytes, at 0x100c
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import trio
+from outcome import Outcome, capture
 
 from svsmd.gdbstub.agent.commands import Console, run_commands
 from svsmd.gdbstub.agent.packet import Options
@@ -32,6 +34,7 @@ from svsmd.gdbstub.target import (
 from svsmd.gdbstub.target_xml import REGISTERS, SYSTEM_REGISTERS
 from svsmd.snp.predicate import NoValue
 
+T = TypeVar("T")
 BASE = 0x1000
 SIZE = 0x2000
 LOOP, INC, NOP, JMP = 0x1000, 0x1008, 0x100B, 0x100C
@@ -93,6 +96,8 @@ class FakeMachine:
         self.watchpoints: list[tuple[int, WatchpointKind, int, int]] = []
         self.step_interrupts = False
         self.in_slice = False
+        self.steps = 0
+        """Instructions executed."""
         self.ended: Exited | None = None
 
     # Target
@@ -245,6 +250,7 @@ class FakeMachine:
             self.in_slice = False
 
     def _execute(self, tid: int) -> Stopped | None:
+        self.steps += 1
         registers = self.vcpus[tid].registers
         match registers["rip"]:
             case 0x1000:
@@ -289,17 +295,42 @@ class FakeRunner:
         self.after_slice: Callable[[], None] = lambda: None
         self.sprint_steps = 0
         """So many instructions `resume` runs at once."""
+        self.on_rest: Callable[[], None] = lambda: None
+        self.debuggers = 0
+        self.last_stop: StopEvent = Stopped(1)
+        self._visits: list[Callable[[], None]] = []
         self._interruption: Stopped | None = None
         self._changed = trio.Event()
         # While it runs, the machine is in a slice whenever the client is served.
         machine.in_slice = running
 
-    def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent | None:
+    @property
+    def position(self) -> int:
+        assert not self.machine.in_slice
+        return self.machine.steps
+
+    async def visit(self, look: Callable[[], T]) -> T:
+        if not self.machine.in_slice:
+            return look()
+        done = trio.Event()
+        result: list[Outcome[T]] = []
+
+        def visit() -> None:
+            result.append(capture(look))
+            done.set()
+
+        self._visits.append(visit)
+        await done.wait()
+        return result[0].unwrap()
+
+    def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent:
+        assert not self.machine.in_slice
         self.on_stop = on_stop
-        if not self.running:
-            return Stopped(1)
-        self._interruption = Stopped(1)
-        return None
+        self._interruption = None
+        if self.running:
+            self.running = False
+            self.last_stop = Stopped(1)
+        return self.last_stop
 
     def resume(self, *, at_once: bool = False) -> StopEvent | None:
         if at_once and self.sprint_steps:
@@ -324,14 +355,24 @@ class FakeRunner:
         """Run so many instructions, if the machine runs, and report what happened."""
         if not self.running:
             return
-        event = self.machine.run(steps) or self._interruption
+        event = self.machine.run(steps)
         self.after_slice()
-        self.machine.in_slice = True
         if event is not None:
-            self._interruption = None
-            self.running = self.machine.in_slice = False
-            if self.on_stop is not None:
-                self.on_stop(event)
+            self._report(event)
+        visits, self._visits = self._visits, []
+        for visit in visits:
+            visit()
+        if self.running and self._interruption is not None:
+            self._report(self._interruption)
+        self.machine.in_slice = self.running
+
+    def _report(self, event: StopEvent) -> None:
+        self._interruption = None
+        self.running = False
+        self.last_stop = event
+        if self.on_stop is not None:
+            self.on_stop(event)
+        self.on_rest()
 
     async def run(self) -> None:
         """Run slices for ever."""

@@ -15,6 +15,13 @@ from typing import Final
 
 import trio
 
+_KEEPALIVE: Final = (
+    (socket.TCP_KEEPIDLE, 30),
+    (socket.TCP_KEEPINTVL, 10),
+    (socket.TCP_KEEPCNT, 3),
+)
+"""A peer that answers nothing for a minute is gone (seconds, seconds, probes; tcp(7))."""
+
 MAX_UNINTERRUPTED_SECONDS: Final = 0.002
 """So long a client that always has more to say may keep other tasks from running."""
 
@@ -31,6 +38,8 @@ class EagerSocketStream(trio.abc.Stream):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A client whose machine is gone must not keep the debugger's place for ever.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
         self._gave_way = time.perf_counter()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:

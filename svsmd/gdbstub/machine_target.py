@@ -30,6 +30,7 @@ from svsmd.gdbstub.target import (
     Exited,
     MonitorCommand,
     Relocation,
+    Selection,
     Signal,
     StopEvent,
     Stopped,
@@ -480,9 +481,9 @@ class MachineTarget:
         """See SupportsTables."""
         return self._tables
 
-    def select(self, thread: ThreadId) -> None:
+    def select(self, selection: Selection) -> None:
         """See SupportsSelection."""
-        self.view.thread = thread
+        self.view.selection = selection
 
     def _step_irq(self, arguments: Sequence[str]) -> str:
         match arguments:

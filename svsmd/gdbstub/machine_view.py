@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final
 
-from svsmd.gdbstub.target import ANY_WORLD, TargetError, Thread, ThreadId
+from svsmd.gdbstub.target import ANY_WORLD, Selection, TargetError, Thread, ThreadId
 from svsmd.gdbstub.world_filter import PROGRAM_PID
 from svsmd.gdbstub.worlds import Worlds
 from svsmd.host.vcpu import Vcpu, World
@@ -30,17 +30,16 @@ class MachineView:
     ) -> None:
         self.machine: Final = machine
         self._worlds = worlds
-        self.thread: ThreadId | None = None
-        """The selected thread; None: the vCPU that stopped."""
-        self.chosen: int | None = None
-        """The vCPU that `monitor cpu` has named; None: that of the selected thread."""
+        self.selection = Selection()
+        """Of the client that asks."""
         self.threads: Final = threads
 
     def _thread(self) -> ThreadId:
         """The thread that is looked at."""
-        if self.chosen is not None and self.chosen < len(self.machine.hypervisor.vcpus):
-            return ThreadId(ANY_WORLD, self.chosen + 1)
-        return self.thread or ThreadId(ANY_WORLD, self.machine.current_vcpu + 1)
+        chosen = self.selection.vcpu
+        if chosen is not None and chosen < len(self.machine.hypervisor.vcpus):
+            return ThreadId(ANY_WORLD, chosen + 1)
+        return self.selection.thread or ThreadId(ANY_WORLD, self.machine.current_vcpu + 1)
 
     def selected(self) -> tuple[Vcpu, World | None]:
         """The vCPU that is looked at, and its world; None if there is none.

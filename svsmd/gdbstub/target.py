@@ -15,7 +15,7 @@ import struct
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from svsmd.gdbstub.agent.packet import NO_OPTIONS, Options
 
@@ -28,6 +28,8 @@ fioff foseg fooff fop (8 x u32), xmm0..xmm15 (16 x 16 bytes, one block), mxcsr (
 (i64, `NO_SYSCALL`), fs_base, gs_base (u64).
 """
 
+T = TypeVar("T")
+
 NO_SYSCALL: Final = -1
 """Value of orig_rax that tells gdb that no Linux system call is being restarted."""
 
@@ -35,6 +37,8 @@ NO_SYSCALL: Final = -1
 class Signal(IntEnum):
     """Signal numbers of stop replies: gdb's own numbering (include/gdb/signals.def)."""
 
+    NONE = 0
+    """The machine stands still, and nothing has happened to this thread."""
     SIGINT = 2
     SIGILL = 4
     SIGTRAP = 5
@@ -424,12 +428,22 @@ class SupportsMonitor(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Selection:
+    """What a client has its `monitor` commands and tables show."""
+
+    thread: ThreadId | None = None
+    """The selected thread (`Hg`); None: the vCPU that stopped."""
+    vcpu: int | None = None
+    """The vCPU that `monitor cpu` has named; None: that of the selected thread."""
+
+
 @runtime_checkable
 class SupportsSelection(Protocol):
-    """A machine whose `monitor` commands and tables are about the selected thread (`Hg`)."""
+    """A machine whose `monitor` commands and tables are about what a client has selected."""
 
-    def select(self, thread: ThreadId) -> None:
-        """`thread` is the selected one from now on."""
+    def select(self, selection: Selection) -> None:
+        """What follows is for the client whose selection this is; commands may change it."""
         ...
 
 
@@ -480,28 +494,8 @@ class SupportsEvents(Protocol):
         ...
 
 
-class Runner(Protocol):
-    """Run control: whoever owns the task that runs the slices of the machine.
-
-    `on_stop` is called in the thread of the stub, between slices, once for each `resume` that has
-    not returned the stop, and once for an `attach` that found the machine running; and once more,
-    with `Exited`, if the machine ends while it stands still. Never from inside a call of this
-    protocol.
-
-    Attributes:
-        after_slice: called in the thread of the stub after each slice, before `on_stop`; the
-            machine stands still. Whoever sets it puts something else there when it is done.
-    """
-
-    after_slice: Callable[[], None]
-
-    def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent | None:
-        """A debugger takes run control.
-
-        Returns how the machine stands, if it stands still: after `-S`, `Stopped` at its first
-        instruction. If it runs, asks it to stop and returns None, and `on_stop` follows.
-        """
-        ...
+class Execution(Protocol):
+    """What a session asks of who runs the machine, while it holds it."""
 
     def resume(self, *, at_once: bool = False) -> StopEvent | None:
         """Run all vCPUs until something stops them; then `on_stop`.
@@ -516,9 +510,83 @@ class Runner(Protocol):
         ...
 
     def detach(self, resume: bool) -> None:
-        """The debugger is gone; `on_stop` is not called any more.
+        """The debugger has left run control; `on_stop` is not called any more.
 
         If `resume`, the machine goes on, unless it has ended; else it stays as it stands, for the
         next debugger. Called while the machine stands still, except when the stub is cancelled.
         """
+        ...
+
+
+class Runner(Execution, Protocol):
+    """Run control: whoever owns the task that runs the slices of the machine.
+
+    `on_stop` is called in the thread of the stub, between slices, once for each `resume` that has
+    not returned the stop; and once more, with `Exited`, if the machine ends while it stands still.
+    Never from inside a call of this protocol.
+
+    Attributes:
+        after_slice: called in the thread of the stub after each slice, before `on_stop`; the
+            machine stands still.
+        on_rest: called when the machine has come to stand still, after `on_stop`.
+        debuggers: how many are connected, kept by the stub.
+    """
+
+    after_slice: Callable[[], None]
+    on_rest: Callable[[], None]
+    debuggers: int
+
+    @property
+    def running(self) -> bool:
+        """Slices are run; false while a debugger holds the machine, and when it has ended."""
+        ...
+
+    @property
+    def last_stop(self) -> StopEvent:
+        """How the machine stands, or stood when a debugger held it last."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Ticks since power-on, while the machine stands still: others after each instruction."""
+        ...
+
+    async def visit(self, look: Callable[[], T]) -> T:
+        """Call `look` while no slice runs, soon, and return what it returns.
+
+        The guest has its share of the time, however many visits there are; other tasks have theirs
+        only if it runs. Exceptions of `look` are raised here.
+        """
+        ...
+
+    def attach(self, on_stop: Callable[[StopEvent], None]) -> StopEvent:
+        """A debugger takes run control, maybe from another one, whose `on_stop` is called no more.
+
+        Called in a visit. The machine stands still from then on; returns how. After `-S` that is
+        `Stopped` at its first instruction.
+        """
+        ...
+
+
+class RunControl(Protocol):
+    """What a client can do about who has the run control. Called in a visit."""
+
+    def describe(self) -> str:
+        """The debuggers that are there, and who has the run control: lines."""
+        ...
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody has it."""
+        ...
+
+    def take(self, *, force: bool) -> None:
+        """This client has it from now on, and the machine stands still.
+
+        Raises `TargetError` if another one has it, unless `force` takes it away from that.
+        """
+        ...
+
+    def give(self) -> None:
+        """This client leaves it, as if it had detached, and goes on as a reader."""
         ...

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ import trio
 
 from svsmd.endpoint import TcpEndpoint
 from svsmd.gdbstub.eager_stream import EagerSocketStream
+from svsmd.gdbstub.server import MAX_DEBUGGERS
 from svsmd.gdbstub.service import serve_gdb
 from tests.fake_target import FakeMachine, FakeRunner
 
@@ -99,7 +101,7 @@ async def test_attach_and_look_round(stub: Stub) -> None:
         r".*0x100c:\tjmp    0x1000",
         r"0x2fff:\t0x00\tCannot access memory at address 0x3000",
         r"0x3000:\tCannot access memory at address 0x3000",
-        r"help \[COMMAND\]  list the commands, or explain one",
+        r"help \[COMMAND\] +list the commands, or explain one",
         r"hello there",
         r"fail: that does not work",
     ):
@@ -214,11 +216,16 @@ class GdbSession:
         return match[1] if match.groups() else match[0]
 
 
-async def test_a_second_gdb_is_told_why(stub: Stub) -> None:
-    async with await trio.open_tcp_stream("127.0.0.1", stub.port):
-        await stub.wait_until(running=False)
+async def test_a_gdb_too_many_is_told_why(stub: Stub) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(MAX_DEBUGGERS):
+            stream = await stack.enter_async_context(
+                await trio.open_tcp_stream("127.0.0.1", stub.port)
+            )
+            await stream.send_all(b"$QStartNoAckMode#b0")
+            await stream.receive_some()
         output = await stub.gdb("info threads")
-    assert "another debugger is attached" in output
+    assert "16 debuggers are attached already" in output
 
 
 async def test_small_packets_are_sent_at_once() -> None:
@@ -230,3 +237,4 @@ async def test_small_packets_are_sent_at_once() -> None:
         async with client, EagerSocketStream(accepted):
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svsmd.gdbstub.rsp import encode
-from svsmd.gdbstub.session import Session
-from svsmd.gdbstub.target import StopEvent
-from tests.debugger_input import DIALOGUES, converse, pieces_of
-from tests.fake_target import FakeMachine, FakeRunner
+from svsmd.gdbstub.agent.packet import NO_OPTIONS
+from svsmd.gdbstub.rsp import RemoteProtocolError, encode
+from svsmd.gdbstub.session import Session, State
+from svsmd.gdbstub.target import BreakpointKind, Signal, StopEvent, Stopped, TargetError
+from tests.debugger_input import DIALOGUES, check_framing, converse, pieces_of
+from tests.fake_target import NOP, FakeMachine, FakeRunner
 from tests.unit.test_gdb_processes import Worlds
 
 _numbers = st.one_of(
@@ -47,7 +48,8 @@ _names = st.sampled_from(
     b"QThreadSuffixSupported qHostInfo qProcessInfo qThreadStopInfo1 qThreadStopInfo "
     b"vFile:close:3 qSymbol Tp1.1 vFile:fstat vFile:open:2f7376736d2e656c66,0,0 "
     b"Z0,1008,1;X3,220127 Z1,100b,1;X6,260000220127 Z0,100b,1;cmds:0,Xd,22002200340000044869210027 "
-    b"Z0,1008,1;X".split()
+    b"Z0,1008,1;X vCont;c:1 vCont;t vCont;s:2 QPassSignals:34 QNonStop:1 "
+    b"qRcmd,72756e2d636f6e74726f6c qRcmd,72756e2d636f6e74726f6c2074616b65".split()
 )
 _separators = st.sampled_from([b"", b",", b":", b";", b"="])
 _rest = st.one_of(_numbers, st.binary(max_size=12).map(lambda data: data.hex().encode()))
@@ -113,3 +115,56 @@ def test_the_same_again_takes_no_more_memory(pieces: list[bytes], kind: type[Fak
     finally:
         tracemalloc.stop()
     assert held[2] - held[1] < _GROWTH
+
+
+class _Control:
+    """Somebody else has the run control, and keeps it."""
+
+    is_free = False
+
+    def describe(self) -> str:
+        return "somebody has it"
+
+    def take(self, *, force: bool) -> None:
+        raise TargetError("it is taken")
+
+    def give(self) -> None:
+        raise AssertionError("a reader has nothing to give")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(_pieces, max_size=20), st.sampled_from([FakeMachine, Worlds]), st.booleans())
+def test_whatever_a_reader_sends_the_machine_computes_the_same(
+    pieces: list[bytes], kind: type[FakeMachine], running: bool
+) -> None:
+    machine, alone = kind(), kind()
+    for each in (machine, alone):
+        each.insert_breakpoint(0, BreakpointKind.HARDWARE, NOP, NO_OPTIONS, physical=False)
+    runner = FakeRunner(machine)
+    session = Session(
+        machine, runner, Stopped(1), was_running=False, control=_Control(), in_control=False
+    )
+    sent: list[bytes] = []
+    try:
+        for piece in pieces:
+            session.receive_data(piece)
+            while (reply := session.next_reply()) is not None:
+                sent.append(reply)
+            if running:
+                assert machine.run(7) == alone.run(7)
+            if session.waits and running:
+                sent.append(session.observe(Stopped(1, Signal.NONE)))
+                assert not session.waits
+    except RemoteProtocolError:
+        pass
+    session.close()
+    assert session.state is State.DISCONNECTED
+    assert runner.on_stop is None
+    assert not runner.running
+    assert machine.memory == alone.memory
+    assert [vcpu.registers for vcpu in machine.vcpus.values()] == [
+        vcpu.registers for vcpu in alone.vcpus.values()
+    ]
+    assert (machine.breakpoints, machine.options) == (alone.breakpoints, alone.options)
+    assert not machine.watchpoints
+    check_framing(sent)

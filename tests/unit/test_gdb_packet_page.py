@@ -10,8 +10,7 @@ from svsmd.config import MIB, MachineConfig
 from svsmd.gdbstub.machine_target import MachineTarget
 from svsmd.gdbstub.packets.files import _OPERATIONS as OPERATIONS
 from svsmd.gdbstub.rsp import Decoder, Packet, encode
-from svsmd.gdbstub.session import _HANDLERS as HANDLERS
-from svsmd.gdbstub.session import Session
+from svsmd.gdbstub.session import HANDLERS, Session
 from svsmd.gdbstub.target import Signal, Stopped
 from svsmd.machine import build_machine
 from tests.fake_target import FakeMachine, FakeRunner

@@ -8,7 +8,7 @@ import pytest
 
 from svsmd.gdbstub.rsp import Decoder, Need, Packet
 from svsmd.gdbstub.session import State
-from svsmd.gdbstub.target import Exited, Signal, StopEvent, Stopped, Thread, ThreadId
+from svsmd.gdbstub.target import Exited, Selection, Signal, StopEvent, Stopped, Thread, ThreadId
 from tests.fake_target import FakeMachine
 from tests.unit.test_gdb_session import Client
 
@@ -226,15 +226,15 @@ def test_what_monitor_commands_are_about() -> None:
     """The thread that the user of gdb looks at, which `Hg` alone does not say."""
 
     class Selecting(Worlds):
-        selected = GUEST
+        selected: ThreadId | None = GUEST
 
-        def select(self, thread: ThreadId) -> None:
-            self.selected = thread
+        def select(self, selection: Selection) -> None:
+            self.selected = selection.thread
 
     machine = Selecting()
     client = Client(machine, hello=HELLO)
 
-    def looked_at() -> ThreadId:
+    def looked_at() -> ThreadId | None:
         client.ask(b"qRcmd," + b"echo".hex().encode())
         return machine.selected
 

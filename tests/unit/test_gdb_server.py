@@ -8,7 +8,7 @@ import trio.testing
 from svsmd.gdbstub import eager_stream, server
 from svsmd.gdbstub.eager_stream import EagerSocketStream
 from svsmd.gdbstub.rsp import MAX_NOISE, MAX_PACKET, Ack, Decoder, Event, Need, Packet, encode
-from svsmd.gdbstub.server import GdbServer
+from svsmd.gdbstub.server import MAX_DEBUGGERS, GdbServer
 from svsmd.gdbstub.target import Exited, Preparing
 from tests.fake_target import COUNTER, INC, FakeMachine, FakeRunner
 
@@ -98,31 +98,49 @@ async def test_stop_replies_and_interruption(bench: Bench) -> None:
     assert (await client.reply()).startswith(b"T02")
 
 
-async def test_a_second_client_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.01)
-    first = await bench.attach()
-    second = await bench.connect()
-    reply = await second.ask(b"qSupported")
-    assert reply == b"E.another debugger is attached to this machine"
-    assert await second.stream.receive_some(1) == b""
-    assert await first.ask(b"qC") == b"QC1"
+async def test_who_says_nothing_stops_nothing(bench: Bench) -> None:
+    silent = await bench.connect()
+    await silent.stream.send_all(b"+\x03 GET / HTTP/1.1\r\n")
+    await trio.testing.wait_all_tasks_blocked()
+    assert bench.is_running()
+    client = await bench.attach()
+    assert not bench.is_running()
+    await silent.stream.aclose()
+    assert await client.ask(b"qC") == b"QC1"
 
 
 async def test_a_second_client_gets_the_place_of_one_that_goes(bench: Bench) -> None:
     first = await bench.attach()
     second = await bench.connect()
+    await second.stream.send_all(encode(b"qC"))
     await trio.testing.wait_all_tasks_blocked()
     await first.stream.send_all(b"$D#44")
-    assert await second.ask(b"qC") == b"QC1"
+    assert await second.reply() == b"QC1"
+    assert await second.ask(b"M2000,1:07") == b"OK"
 
 
-async def test_a_second_client_that_says_nothing_is_refused_in_time(
+async def test_a_client_too_many_is_refused(bench: Bench) -> None:
+    clients = [await bench.attach() for _ in range(MAX_DEBUGGERS)]
+    assert bench.runner.debuggers == MAX_DEBUGGERS
+    late = await bench.connect()
+    assert await late.ask(b"qSupported") == b"E.16 debuggers are attached already"
+    assert await late.stream.receive_some(1) == b""
+    await clients[-1].stream.aclose()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    await bench.attach()
+
+
+async def test_connections_that_say_nothing_have_a_bound(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     bench = Bench(nursery, running=False)
+    silent = [await bench.connect() for _ in range(server.MAX_SILENT)]
+    await trio.testing.wait_all_tasks_blocked()
+    late = await bench.connect()
+    assert await late.ask(b"qSupported") == b"E.64 connections say nothing already"
+    assert await (await bench.connect()).stream.receive_some(1) == b""  # in time
+    await silent[0].stream.aclose()
     await bench.attach()
-    second = await bench.connect()
-    assert await second.stream.receive_some(1) == b""
 
 
 @pytest.mark.parametrize("noise", [b"\0" * MAX_NOISE, b"$" + b"m" * MAX_PACKET])

@@ -162,7 +162,7 @@ def test_what_the_target_lacks_is_not_advertised() -> None:
     "packet",
     [
         b"vMustReplyEmpty",
-        b"QNonStop:0",
+        b"QCatchSyscalls:1",
         b"qTStatus",
         b"!",
         b"",

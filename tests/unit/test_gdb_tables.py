@@ -15,7 +15,7 @@ from svsmd.config import MIB, MachineConfig
 from svsmd.core.recent_calls import RECENT_CALLS
 from svsmd.gdbstub.machine_target import MachineTarget
 from svsmd.gdbstub.packets import osdata
-from svsmd.gdbstub.target import ANY_WORLD, Table, TargetError, ThreadId
+from svsmd.gdbstub.target import ANY_WORLD, Selection, Table, TargetError, ThreadId
 from svsmd.gdbstub.why import permissions_text
 from svsmd.machine import Machine, build_machine
 from svsmd.slice_end import Idle, SliceEnd
@@ -54,7 +54,7 @@ def register(target: MachineTarget, name: str) -> int:
 @pytest.fixture
 def target(machine: Machine) -> MachineTarget:
     target = MachineTarget(machine)
-    target.select(_vcpu(1))
+    target.select(Selection(_vcpu(1)))
     return target
 
 
@@ -141,7 +141,7 @@ def test_pagetable_and_info_mem_are_of_the_selected_vcpu(target: MachineTarget) 
     lines = monitor(target, "info mem").splitlines()
     for line in lines:
         assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16} [0-9a-f]{16} [u-]r[w-]", line)
-    target.select(_vcpu(2))
+    target.select(Selection(_vcpu(2)))
     assert any(row["start"].startswith("0xffff") for row in rows(target, "pagetable"))
     assert monitor(target, "info mem").splitlines() != lines
     tlb = monitor(target, "info tlb").splitlines()
@@ -159,7 +159,7 @@ def test_without_an_svsm(machine: Machine) -> None:
     assert rows(target, "calls") == rows(target, "modules") == []
     assert [row["state"] for row in rows(target, "vcpus")] == ["running", "not started"]
     assert rows(target, "ghcb")[0]["gpa"] == "not registered"
-    target.select(_vcpu(2))
+    target.select(Selection(_vcpu(2)))
     assert "Cannot access memory" in monitor(target, "x 0")
     with pytest.raises(TargetError, match="not started"):
         rows(target, "pagetable")
@@ -175,15 +175,25 @@ def test_which_vcpu(target: MachineTarget) -> None:
     """gdb does not say that another thread was selected before it has to know its registers."""
     assert monitor(target, "cpu") == "vCPU 0 at VMPL2, the selected thread's\n"
     assert monitor(target, "cpu 1") == "vCPU 1 at VMPL0, chosen here\n"
-    target.select(_vcpu(1))
+    target.select(Selection(_vcpu(1), vcpu=1))
     assert monitor(target, "info registers").startswith("\nCPU#1\n")
     assert "for vCPU 1 at VMPL0" in monitor(target, "why 0")
     assert monitor(target, "cpu thread") == "vCPU 0 at VMPL2, the selected thread's\n"
     assert monitor(target, "info registers").startswith("\nCPU#0\n")
 
 
+def test_each_client_has_a_choice_of_its_own(target: MachineTarget) -> None:
+    one, other = Selection(_vcpu(1)), Selection(_vcpu(1))
+    target.select(one)
+    monitor(target, "cpu 1")
+    target.select(other)
+    assert monitor(target, "cpu") == "vCPU 0 at VMPL2, the selected thread's\n"
+    target.select(one)
+    assert monitor(target, "cpu") == "vCPU 1 at VMPL0, chosen here\n"
+
+
 def test_a_world_that_does_not_run_is_looked_at(target: MachineTarget) -> None:
-    target.select(ThreadId(1, 1))
+    target.select(Selection(ThreadId(1, 1)))
     assert monitor(target, "cpu") == "vCPU 0 at VMPL0, the selected thread's\n"
     cr3 = target.read_register(ThreadId(1, 1), "cr3")
     assert f"CR3={cr3:016x}" in monitor(target, "info registers")
@@ -195,7 +205,7 @@ def test_a_program_is_looked_at(target: MachineTarget) -> None:
     programs = [t.id for t in target.process_threads() if t.id.pid > 16]
     assert programs
     for thread in programs:
-        target.select(thread)
+        target.select(Selection(thread))
         code = target.read_memory(thread, 0x400000, 16)
         dump = " ".join(f"0x{byte:02x}" for byte in code[:8])
         assert monitor(target, "x /8xb 0x400000") == f"{0x400000:016x}: {dump}\n"
@@ -210,7 +220,7 @@ def test_a_program_is_looked_at(target: MachineTarget) -> None:
                 monitor(target, "walk 0x400000")
             with pytest.raises(TargetError, match="its page tables are not loaded"):
                 rows(target, "pagetable")
-    target.select(ThreadId(9999, 1))
+    target.select(Selection(ThreadId(9999, 1)))
     with pytest.raises(TargetError, match="not loaded"):
         monitor(target, "info mem")
     assert "Cannot access memory" in monitor(target, "x 0x400000")
@@ -269,7 +279,7 @@ _words = st.one_of(st.sampled_from(_WORDS), st.text(max_size=6))
 def test_whatever_is_typed(machine: Machine, data: st.DataObject) -> None:
     """Text or a TargetError, and never much of it."""
     target = MachineTarget(machine)
-    target.select(_vcpu(data.draw(st.integers(1, 2))))
+    target.select(Selection(_vcpu(data.draw(st.integers(1, 2)))))
     name = data.draw(st.sampled_from(sorted(target.monitor_commands)))
     arguments = data.draw(st.lists(_words, max_size=3))
     try:

@@ -3,6 +3,7 @@
 
 import math
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 import trio.testing
 
 from svsmd.gdbstub import target
-from svsmd.runner import INPUT_SIZE, SLICE_SECONDS, Abandoned, Clock, Runner
+from svsmd.runner import CREDIT_SECONDS, INPUT_SIZE, SLICE_SECONDS, Abandoned, Clock, Runner
 from svsmd.slice_end import DebugEvent, Ended, Idle, Stopped
 from svsmd.snp.exits import DebugReason
 from tests.fake_machine import SLICE_TICKS, FakeMachine
@@ -212,11 +213,12 @@ class TestDebugger:
         nursery.start_soon(runner.run)
         await trio.testing.wait_all_tasks_blocked(0.01)
         stops = Stops()
-        assert runner.attach(stops) is None
-        assert await stops.wait() == target.Stopped(1)
-        assert (runner.running, runner.attached) == (False, True)
+        assert await runner.visit(lambda: runner.attach(stops)) == target.Stopped(1)
+        slices = machine.slices
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (runner.running, machine.slices) == (False, slices)
         runner.detach(resume=True)
-        assert (runner.running, runner.attached) == (True, False)
+        await until(lambda: machine.slices > slices)
         runner.finish(0, "")
 
     async def test_it_finds_a_machine_that_starts_paused(self, nursery):
@@ -369,6 +371,155 @@ class TestDebugger:
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(stops) == 0
         assert runner.attach(stops) == target.Exited(0)
+
+
+class TestVisits:
+    async def test_a_visit_ends_a_slice_and_the_machine_goes_on(self, nursery):
+        machine, runner = make()
+        machine.script.extend([machine.spin, machine.spin])
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(5):
+            thread = await runner.visit(threading.current_thread)
+        assert thread is threading.current_thread()
+        await until(lambda: machine.slices == 2)
+        runner.finish(0, "")
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_without_a_slice_it_takes_place_at_once(self, nursery, paused):
+        machine, runner = make(paused=paused)  # a machine that idles, or stands still
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        slices = machine.slices
+        assert await runner.visit(lambda: machine.clock_now) == machine.clock_now
+        assert machine.slices == slices
+        runner.finish(0, "")
+
+    async def test_an_exception_belongs_to_the_visitor(self, nursery):
+        machine, runner = make()
+        machine.script.extend([machine.spin, machine.spin])
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with pytest.raises(ZeroDivisionError):
+            await runner.visit(lambda: 1 // 0)
+        assert runner.running
+        runner.finish(0, "")
+
+    async def test_who_goes_before_the_visit_does_not_make_it(self, nursery):
+        machine, runner = make()
+        done = threading.Event()
+
+        def wait():
+            done.wait(5)
+            return Stopped()
+
+        machine.script.append(wait)
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        visits = []
+        with trio.move_on_after(0.01):
+            await runner.visit(lambda: visits.append(1))
+        done.set()
+        await until(lambda: machine.slices == 2)
+        assert visits == []
+        runner.finish(0, "")
+
+    @pytest.mark.parametrize("seconds", [0.001, 0.01])
+    async def test_visitors_without_end_leave_the_guest_its_part(self, nursery, seconds):
+        """Each of them holds the machine so long, again and again."""
+        machine, runner = make()
+        guest = []
+
+        def spin():
+            machine.script.append(spin)
+            started = time.perf_counter()
+            end = machine.spin()
+            guest.append(time.perf_counter() - started)
+            return end
+
+        machine.script.append(spin)
+        nursery.start_soon(runner.limit_slices)
+        nursery.start_soon(runner.run)
+        held = [0] * 8
+
+        async def look(number):
+            while True:
+                await runner.visit(lambda: time.sleep(seconds))
+                held[number] += 1
+
+        async with trio.open_nursery() as visitors:
+            for number in range(8):
+                visitors.start_soon(look, number)
+            await trio.sleep(CREDIT_SECONDS * 3)
+            guest.clear()
+            started, before = time.perf_counter(), sum(held)
+            await trio.sleep(1)
+            passed, visits = time.perf_counter() - started, sum(held) - before
+            visitors.cancel_scope.cancel()
+        assert sum(guest) > passed / 2
+        assert 0.05 < visits * seconds / passed < 0.28  # a quarter, and one visit more
+        assert max(held) - min(held) <= max(1, max(held) / 2)
+        runner.finish(0, "")
+
+    async def test_who_waits_for_a_turn_gets_it_when_the_guest_idles(self, nursery):
+        """Maybe for ever, so that there is no next slice."""
+        machine, runner = make()
+        machine.script.append(machine.spin)
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        machine.script.append(machine.spin)
+        await runner.visit(lambda: time.sleep(CREDIT_SECONDS))
+        done = trio.Event()
+
+        async def look():
+            await runner.visit(lambda: None)
+            done.set()
+
+        nursery.start_soon(look)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not done.is_set()
+        machine.request_stop()
+        with trio.fail_after(0.1):
+            await done.wait()
+        runner.finish(0, "")
+
+    async def test_a_visitor_that_takes_the_run_control_of_an_idle_machine(self, nursery):
+        """What it idled until then counts, and from then on its time stands still."""
+        machine, runner = make(Idle(10**12))
+        nursery.start_soon(runner.run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await runner.visit(lambda: runner.attach(Stops())) == target.Stopped(1)
+        await until(lambda: len(machine.idled) == 1)
+        await trio.sleep(0.02)
+        assert machine.slices == 1
+        assert len(machine.idled) == 1
+        runner.detach(resume=True)
+        await until(lambda: machine.slices == 2)
+        runner.finish(0, "")
+
+    async def test_a_stop_that_was_asked_for_is_forgotten_with_who_asked(self, nursery):
+        machine, runner = make(paused=True)
+        machine.script.extend([machine.spin])
+        nursery.start_soon(runner.run)
+        first, second = Stops(), Stops()
+        await runner.visit(lambda: runner.attach(first))
+        runner.resume()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+        def take():
+            runner.interrupt()
+            return runner.attach(second)
+
+        assert await runner.visit(take) == target.Stopped(1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(first) == len(second) == 0
+        assert not runner.running
+        runner.finish(0, "")
+
+    async def test_visits_go_on_when_the_machine_has_ended(self, nursery):
+        _machine, runner = make(OFF)
+        assert await runner.run() == OFF
+        assert await runner.visit(lambda: runner.last_stop) == target.Exited(0)
 
 
 class TestEnd:

@@ -204,7 +204,7 @@ async def serve(machine: ProgramMachine, endpoint: TcpEndpoint, once: bool) -> i
         ended = await runner.run()
         hurry = ended.reason == MONITOR_EXIT
         with trio.move_on_after(HURRIED_FAREWELL_SECONDS if hurry else FAREWELL_SECONDS):
-            while runner.attached:
+            while runner.debuggers:
                 runner.gone = trio.Event()
                 await runner.gone.wait()
         nursery.cancel_scope.cancel()

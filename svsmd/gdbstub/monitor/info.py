@@ -79,13 +79,13 @@ def commands(view: MachineView) -> Mapping[str, MonitorCommand]:
         if len(arguments) > 1:
             raise TargetError("usage: cpu [VCPU | thread]")
         if arguments and arguments[0] == "thread":
-            view.chosen = None
+            view.selection.vcpu = None
         elif arguments:
             index = number(arguments[0])
             if index >= len(view.machine.hypervisor.vcpus):
                 raise TargetError(f"there is no vCPU {index}")
-            view.chosen = index
-        why = "the selected thread's" if view.chosen is None else "chosen here"
+            view.selection.vcpu = index
+        why = "the selected thread's" if view.selection.vcpu is None else "chosen here"
         return f"{view.title()}, {why}\n"
 
     text = "ticks, vCPUs and what each runs; mappings and registers as QEMU shows them"

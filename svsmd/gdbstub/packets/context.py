@@ -18,6 +18,8 @@ from svsmd.gdbstub.target import (
     ANY_WORLD,
     BreakpointKind,
     Exited,
+    RunControl,
+    Selection,
     Signal,
     StopEvent,
     Stopped,
@@ -137,6 +139,14 @@ class Context:
     """One thread of each process that the client was told of, by pid."""
     detached: set[int] = field(default_factory=set)
     """Processes that the client has detached from."""
+    control: RunControl | None = None
+    """How the client gets the run control, and leaves it; None if there are no others."""
+    in_control: bool = True
+    """The client has the run control; else it only reads."""
+    passed: frozenset[int] = frozenset()
+    """Signals that the client does not want to hear of (QPassSignals)."""
+    chosen: Selection = field(default_factory=Selection)
+    """What `monitor` commands and tables are about; see `selection`."""
     breaking: SupportsBreakpoints | None = field(init=False)
     """The target, if it has breakpoints. Whether it has takes Python as long as a step."""
     expediting: SupportsExpedited | None = field(init=False)
@@ -165,6 +175,12 @@ class Context:
         if self.one_memory and isinstance(self.last_stop, Stopped):
             return self.last_stop.thread
         return self.general
+
+    @property
+    def selection(self) -> Selection:
+        """What commands and tables are about, up to date."""
+        self.chosen.thread = self.selected
+        return self.chosen
 
     @property
     def processes(self) -> SupportsProcesses | None:
@@ -261,6 +277,23 @@ class Context:
         near = [t for t in threads if t.core == event.tid - 1 and t.id.tid == event.tid]
         instead = (near or threads)[0].id if threads else event.thread
         return Stopped(instead.tid, event.signal, words=event.words, pid=instead.pid)
+
+    def plain(self, event: StopEvent) -> StopEvent:
+        """A stop that another client sees, as this one is told of it.
+
+        Of the reasons it gets none: gdb takes one for a breakpoint that it knows nothing of, and
+        resumes.
+        """
+        if isinstance(event, Exited):
+            return event
+        stop = Stopped(event.tid, event.signal, words=event.words, pid=event.pid)
+        if stop.pid == ANY_WORLD or self.processes is not None:
+            return stop
+        threads = (
+            self.target.process_threads() if isinstance(self.target, SupportsProcesses) else ()
+        )
+        core = next((thread.core for thread in threads if thread.id == stop.thread), None)
+        return Stopped(1 if core is None else core + 1, stop.signal, words=stop.words)
 
     def format(self, thread: ThreadId) -> bytes:
         """A thread id as the client writes it."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from svsmd.gdbstub.packets import readers, run_control
 from svsmd.gdbstub.packets.context import (
     MAX_CONSOLE,
     OK,
@@ -34,9 +35,9 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
     if not isinstance(ctx.target, SupportsMonitor):
         return UNSUPPORTED
     if isinstance(ctx.target, SupportsSelection):
-        ctx.target.select(ctx.selected)
+        ctx.target.select(ctx.selection)
     line = parse_hex_data(args[1:]).decode("utf-8", "replace")
-    text = _run(ctx.target.monitor_commands, line)
+    text = _run(ctx, {**ctx.target.monitor_commands, **run_control.commands(ctx)}, line)
     if text and not text.endswith("\n"):
         text += "\n"
     output = text.encode("utf-8", "replace")
@@ -48,7 +49,7 @@ def remote_command(ctx: Context, args: bytes) -> bytes:
     return output[last:].hex().encode() or OK
 
 
-def _run(commands: Mapping[str, MonitorCommand], line: str) -> str:
+def _run(ctx: Context, commands: Mapping[str, MonitorCommand], line: str) -> str:
     words = line.split() or ["help"]
     # As QEMU does, and programs write: `xp/16xb 0` is `xp /16xb 0`.
     name, slash, form = words[0].partition("/")
@@ -58,6 +59,8 @@ def _run(commands: Mapping[str, MonitorCommand], line: str) -> str:
     command = commands.get(name)
     if command is None:
         return f"unknown command {name!r}; try: monitor help"
+    if not ctx.in_control and not readers.may_command(name, args):
+        return f"{name}: {readers.refusal(ctx)}"
     try:
         return command.run(args)
     except TargetError as error:

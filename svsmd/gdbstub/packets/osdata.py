@@ -33,7 +33,7 @@ def document(ctx: Context, target: SupportsTables, annex: bytes) -> bytes:
     if table is None:
         raise PacketError(Errno.INVALID, f"there is no table {name!r}")
     if isinstance(target, SupportsSelection):
-        target.select(ctx.selected)
+        target.select(ctx.selection)
     return _xml(name, table.columns, _bounded(table.rows(), len(table.columns)))
 
 

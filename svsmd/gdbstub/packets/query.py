@@ -74,8 +74,19 @@ def supported(ctx: Context, args: bytes) -> bytes:
         features.append(b"qXfer:auxv:read+")
         if b"exec-events+" in ctx.client_features:
             features.append(b"exec-events+")
-            ctx.target.report_moves(True)
+            report_moves(ctx)
     return b";".join(features)
+
+
+def report_moves(ctx: Context) -> None:
+    """A client that has the run control, and can be told of a kernel that moves, is told."""
+    if (
+        ctx.in_control
+        and ctx.processes is not None
+        and isinstance(ctx.target, SupportsRelocation)
+        and b"exec-events+" in ctx.client_features
+    ):
+        ctx.target.report_moves(True)
 
 
 def _thread_of_stop(ctx: Context) -> ThreadId:
@@ -86,6 +97,17 @@ def _thread_of_stop(ctx: Context) -> ThreadId:
 def start_no_ack_mode(ctx: Context, args: bytes) -> Reply:
     """`QStartNoAckMode`: TCP loses nothing."""
     return Action.START_NO_ACK_MODE
+
+
+def non_stop(ctx: Context, args: bytes) -> Reply:
+    """`QNonStop:MODE`, which is not advertised: 0 is how it is, 1 cannot be had."""
+    if args == b":0":
+        return OK
+    raise PacketError(
+        Errno.INVALID,
+        "all-stop only, since a stopped vCPU would change what the others compute; "
+        "another debugger that only reads can look while the machine runs",
+    )
 
 
 def attached(ctx: Context, args: bytes) -> bytes:
@@ -238,6 +260,7 @@ HANDLERS: Final[Mapping[bytes, Handler]] = {
     b"T": thread_alive,
     b"qSupported": supported,
     b"QStartNoAckMode": start_no_ack_mode,
+    b"QNonStop": non_stop,
     b"qAttached": attached,
     b"qC": current_thread,
     b"qfThreadInfo": first_threads,

@@ -155,7 +155,9 @@ def report_stop(ctx: Context, event: StopEvent) -> bytes:
 
 def console_output(ctx: Context) -> list[bytes]:
     """Packets with what commands of breakpoints have printed; while the client waits for a stop."""
-    output = b"" if ctx.breaking is None else ctx.breaking.take_output()
+    if not ctx.in_control or ctx.breaking is None:
+        return []
+    output = ctx.breaking.take_output()
     return console_packets(output) if output else []
 
 
@@ -258,7 +260,7 @@ def resume(ctx: Context) -> Reply:
     """Run the machine, unless it has ended."""
     if isinstance(ctx.last_stop, Exited):
         return stop_reply(ctx, ctx.last_stop)
-    if ctx.breaking is not None:
+    if ctx.in_control and ctx.breaking is not None:
         ctx.breaking.forget_removed_breakpoints()
     return Action.RESUME
 

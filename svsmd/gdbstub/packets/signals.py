@@ -20,12 +20,20 @@ def pass_signals(ctx: Context, args: bytes) -> bytes:
     """`QPassSignals:SIGNAL[;SIGNAL]...`; each list replaces the one before."""
     if not isinstance(ctx.target, SupportsEvents):
         return UNSUPPORTED
-    ctx.target.pass_signals({parse_hex(text) for text in args[1:].split(b";") if text})
+    ctx.passed = frozenset(parse_hex(text) for text in args[1:].split(b";") if text)
+    if ctx.in_control:
+        apply(ctx)
     return OK
 
 
+def apply(ctx: Context) -> None:
+    """What the client said last counts: it has the run control."""
+    if isinstance(ctx.target, SupportsEvents):
+        ctx.target.pass_signals(ctx.passed)
+
+
 def release(ctx: Context) -> None:
-    """The session is over, and with it what it waited for."""
+    """The client has left the run control, and with it what it waited for."""
     if isinstance(ctx.target, SupportsEvents):
         ctx.target.forget_events()
 
