@@ -21,8 +21,8 @@ from svsmd.gdbstub.target import ThreadId
 
 _LOOK: Final = frozenset(
     b"? g p m x H T D k vKill vAttach vFile qSupported QStartNoAckMode QNonStop QPassSignals qC "
-    b"qAttached qfThreadInfo qsThreadInfo qThreadExtraInfo qSymbol qXfer qSearch qCRC qqemu qOffsets "
-    b"QThreadSuffixSupported qHostInfo qProcessInfo qThreadStopInfo "
+    b"qAttached qfThreadInfo qsThreadInfo qThreadExtraInfo qSymbol qXfer qSearch qCRC qqemu "
+    b"qOffsets QThreadSuffixSupported qHostInfo qProcessInfo qThreadStopInfo "
     # A reader has no breakpoints: to remove one that is not there is no error. An owner that has
     # lost the run control takes its own ones out so, as far as it knows.
     b"z".split()
