@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from svsmd.gdbstub.packets import breakpoints, context, mem, monitor, resume
+from svsmd.gdbstub.packets import breakpoints, context, mem, monitor, regs, resume
 from svsmd.gdbstub.rsp import (
     MAX_NOISE,
     Decoder,
@@ -311,6 +311,23 @@ def test_a_read_only_register_says_so(client: Client) -> None:
 def test_a_value_that_is_there_can_be_written_anywhere(client: Client) -> None:
     """gdb puts registers back that it has not looked at in the meantime."""
     assert client.ask(b"P%x=02000000" % REGISTER_NUMBERS["vmpl"]) == b"OK"
+
+
+def test_what_was_read_of_a_register_that_changes_by_itself_can_be_put_back(client: Client) -> None:
+    """gdb does so after it has called a function, and after calls in calls."""
+    number, registers = REGISTER_NUMBERS["vmpl"], client.machine.vcpus[1].registers
+    told = []
+    for value in (1, 2, 3):
+        registers["vmpl"] = value
+        told.append(client.ask(b"p%x" % number))
+    for text in told:
+        assert client.ask(b"P%x=%b" % (number, text)) == b"OK"
+    assert registers["vmpl"] == 3
+    assert client.ask(b"P%x=00000000" % number).startswith(b"E.")
+    for value in range(4, 4 + regs.MAX_TOLD):
+        registers["vmpl"] = value
+        client.ask(b"p%x" % number)
+    assert client.ask(b"P%x=%b" % (number, told[0])).startswith(b"E.")
 
 
 def test_write_all_registers_with_a_selector_that_brings_a_base(client: Client) -> None:

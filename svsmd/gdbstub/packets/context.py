@@ -7,6 +7,7 @@ Spec: GDB manual, E.1 (hexadecimal numbers, thread ids, error replies).
 from __future__ import annotations
 
 from binascii import unhexlify
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -126,6 +127,8 @@ class Context:
     """Process, kind, address and length of each."""
     console: list[bytes] = field(default_factory=list)
     """Console packets that go out before the reply."""
+    told: dict[int, deque[bytes]] = field(default_factory=dict)
+    """What the client has read of registers that it cannot write, by number."""
     physical: bool = False
     """Addresses are guest-physical ones (`Qqemu.PhyMemMode:1`)."""
     no_timer: bool = True

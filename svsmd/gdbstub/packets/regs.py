@@ -6,6 +6,7 @@ Spec: GDB manual, E.2 Packets.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,6 +21,9 @@ from svsmd.gdbstub.packets.context import (
 )
 from svsmd.gdbstub.target import G_LAYOUT, TargetError
 from svsmd.gdbstub.target_xml import G_REGISTERS, G_SPANS, REGISTERS, Register
+
+MAX_TOLD: Final = 64
+"""So many values of a register that cannot be written are known again: of calls in calls."""
 
 
 def read_all(ctx: Context, args: bytes) -> bytes:
@@ -58,18 +62,27 @@ def read_one(ctx: Context, args: bytes) -> bytes:
     value = ctx.target.read_register(ctx.general, register.name)
     if value is None:  # unavailable
         return b"xx" * register.nbytes
-    return value.to_bytes(register.nbytes, "little").hex().encode()
+    text = value.to_bytes(register.nbytes, "little").hex().encode()
+    if not register.saved:
+        told = ctx.told.setdefault(number, deque(maxlen=MAX_TOLD))
+        if text not in told:
+            told.append(text)
+    return text
 
 
 def write_one(ctx: Context, args: bytes) -> bytes:
-    """`P NUMBER=DATA`; a value that is there already can be written to any register."""
-    number, _, text = args.partition(b"=")
-    _, register = _register(number)
+    """`P NUMBER=DATA`; a value that is there already can be written to any register.
+
+    gdb for x86 puts all registers back when it has called a function, even those that cannot be
+    written and have changed by themselves, such as the clock: that changes nothing.
+    """
+    digits, _, text = args.partition(b"=")
+    number, register = _register(digits)
     data = parse_hex_data(text)
     if len(data) != register.nbytes:
         raise PacketError(Errno.INVALID, f"{register.name} has {register.nbytes} bytes")
-    # gdb for x86 puts all registers back when it has called a function.
-    if read_one(ctx, number) != data.hex().encode():
+    value = data.hex().encode()
+    if value not in ctx.told.get(number, ()) and read_one(ctx, digits) != value:
         try:
             _write(ctx, register, data)
         except TargetError as error:
