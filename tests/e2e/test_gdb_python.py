@@ -139,8 +139,9 @@ def test_vmsa(demo: Debugger) -> None:
     text = demo.ask("svsm vmsa 0 2")
     assert re.match(r"vCPU 0 at VMPL2: VMSA at 0x\w+, halted", text)
     values = dict(re.findall(r"\b([a-z]\w+) +(0x[0-9a-f]+)\b", text))
-    for name in ("rip", "rsp", "cr3", "efer", "rbx", "rdi", "lstar"):
+    for name in ("rip", "rsp", "cr3", "rbx", "rdi", "lstar"):
         assert demo.number(f"${name}") == int(values[name], 16)
+    assert demo.number("(unsigned) $efer") == int(values["efer"], 16)  # flags of 32 bits
     assert re.search(r"efer +0x\w+ \[LMA LME NXE SCE SVME\]", text)
     assert "pkru" not in text
     assert "pkru" in demo.ask("svsm vmsa /a 0 2")
