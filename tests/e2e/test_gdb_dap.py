@@ -39,7 +39,12 @@ class Adapter:
         self._received: queue.Queue[Message | None] = queue.Queue()
         self._pending: list[Message] = []
         self._number = 0
-        threading.Thread(target=self._read, args=(stdout,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(stdout,), daemon=True)
+        self._reader.start()
+
+    def join(self) -> None:
+        """gdb has ended; nobody reads its output any more."""
+        self._reader.join(SECONDS)
 
     def _read(self, stdout: IO[bytes]) -> None:
         while header := stdout.readline():
@@ -117,6 +122,7 @@ def attached(machine: SvsmdProcess, gdb: str) -> Iterator[Adapter]:
             yield adapter
         finally:
             process.kill()
+            adapter.join()
 
 
 def test_session(svsmd: Start, dap_gdb_program: str) -> None:
