@@ -36,10 +36,11 @@ SLICE_SECONDS: Final = 0.02
 """A slice that takes longer is asked to end, so that output and input need not wait. Slices are
 bounded in ticks, and the ticks of a guest that does nothing but exit take a thousand times as long
 as those of one that computes."""
-SPRINT_TICKS: Final = 250_000
+SPRINT_TICKS: Final = 20_000
 SPRINT_SECONDS: Final = 0.001
 """A sprint keeps everything else waiting, so it ends sooner: most stops that a debugger counts come
-within this many ticks. To hand a slice over to a thread and back takes 100 us by itself."""
+within this many ticks. To hand a slice over to a thread and back takes 100 us by itself. Nobody can
+end it from outside, and of code that modifies itself so many ticks take up to `SLICE_SECONDS`."""
 VISITING_SECONDS: Final = 0.005
 """So long visits go on, one after the other, before the guest runs again."""
 GUESTS_PART: Final = 3
