@@ -10,12 +10,11 @@ from enum import IntEnum
 from typing import Final
 
 from svsmd.snp.cpu_unicorn import UnicornCpu
+from svsmd.snp.engine_layout import HF_CS32, HF_CS64
 from svsmd.snp.page_walk import EFER_LMA
 
 _CR0_PE: Final = 1 << 0
 _EFLAGS_VM: Final = 1 << 17
-_HF_CS32: Final = 1 << 4
-_HF_CS64: Final = 1 << 15
 
 
 class CpuMode(IntEnum):
@@ -35,11 +34,11 @@ def mode_of(cpu: UnicornCpu) -> CpuMode:
     """The mode of the loaded context."""
     flags = cpu.hflags
     if cpu.word(cpu.layout.efer) & EFER_LMA:
-        if flags & _HF_CS64:
+        if flags & HF_CS64:
             return CpuMode.LONG_64
-        return CpuMode.COMPATIBILITY_32 if flags & _HF_CS32 else CpuMode.COMPATIBILITY_16
+        return CpuMode.COMPATIBILITY_32 if flags & HF_CS32 else CpuMode.COMPATIBILITY_16
     if not cpu.cr[0] & _CR0_PE:
         return CpuMode.REAL
     if cpu.eflags_system & _EFLAGS_VM:
         return CpuMode.VIRTUAL_8086
-    return CpuMode.PROTECTED_32 if flags & _HF_CS32 else CpuMode.PROTECTED_16
+    return CpuMode.PROTECTED_32 if flags & HF_CS32 else CpuMode.PROTECTED_16

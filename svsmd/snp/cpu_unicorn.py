@@ -289,7 +289,7 @@ class UnicornCpu:
         self._rip = lay.eip // 8
         self._eflags = lay.eflags // 8
         self._hflags = lay.hflags // 4
-        self._cs_base = (lay.segs + CS * 24 + 8) // 8
+        self._cs_base = (lay.segment(CS) + 8) // 8
         self._error = lay.error_code // 4
         self._nested_cr3 = lay.nested_cr3 // 8
         self._irq = ctypes.c_uint32.from_address(lay.cpu + lay.interrupt_request)
@@ -566,6 +566,22 @@ class UnicornCpu:
     def set_half(self, offset: int, value: int) -> None:
         """Writes what half() reads."""
         self._d[offset // 4] = value
+
+    def selector(self, index: int) -> int:
+        """Of a segment register; CS, SS and so on are its index."""
+        return self.half(self.layout.segment(index)) & 0xFFFF
+
+    def segment_base(self, index: int) -> int:
+        """Its base, as it is loaded: 64-bit code takes no notice of most of them."""
+        return self.word(self.layout.segment(index) + 8)
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+        """All of it; `flags` are where the second word of a descriptor has them."""
+        offset = self.layout.segment(index)
+        self.set_half(offset, selector)
+        self.set_word(offset + 8, base)
+        self.set_half(offset + 16, limit)
+        self.set_half(offset + 20, flags)
 
     def bytes_at(self, offset: int, n: int) -> ctypes.Array[ctypes.c_uint8]:
         """A live view of part of the state."""

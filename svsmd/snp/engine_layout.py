@@ -26,6 +26,8 @@ class EngineMismatch(RuntimeError):
 GPR_COUNT: Final = 16
 SEGMENT_STRIDE: Final = 24
 """Selector u32, base u64 at 8, limit u32 at 16, flags u32 at 20."""
+HF_CS32, HF_CS64 = 1 << 4, 1 << 15
+"""Mode flags: code is 32-bit by default; it is 64-bit code, which has the other one set, too."""
 _ENV_BYTES: Final = 0x1800
 _HEAD_BYTES: Final = 0x1000
 NEXT_FLAGS: Final = 0x18
@@ -44,7 +46,7 @@ JUMP_CACHE_SLOTS: Final = 4096
 _JUMP_CACHE_PAGE_SLOTS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineLayout:
     """Byte offsets of fields in the engine's CPU state; see the module's text.
 
@@ -96,6 +98,10 @@ class EngineLayout:
     """Host address of the engine's flag that leaves out exit checks within instructions."""
     jump_cache: int
     """Offset in `cpu` of the block records by jump_cache_slot()."""
+
+    def segment(self, index: int) -> int:
+        """Where a segment register is; its parts are those of `SEGMENT_STRIDE`."""
+        return self.segs + SEGMENT_STRIDE * index
 
 
 _GPRS: Final = (

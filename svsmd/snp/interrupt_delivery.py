@@ -12,9 +12,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from svsmd.snp.cpu_unicorn import CS, SS
 from svsmd.snp.events import EventClass
 from svsmd.snp.faults import PAGE_NOT_VALIDATED, GuestFault, Vector
 from svsmd.snp.page_walk import EFER_LMA
+from svsmd.snp.segment_descriptor import segment_base, segment_flags, segment_limit
 from svsmd.snp.vmsa_state import engine_flags, mode_flags
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ _VC_EVENT: Final = EventClass.VC.bit
 
 _TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
 _INTERRUPT_GATE, _TRAP_GATE = 0xE, 0xF
-_CS, _SS = 1, 2
 _FLAT_CODE_64: Final = 0x00A0_9B00
 _L_BIT, _D_BIT = 1 << 9, 1 << 10
 
@@ -147,7 +148,7 @@ class InterruptDelivery:
         if (target >> 47) not in (0, 0x1FFFF):
             raise GuestFault(Vector.GP, 0)
         rsp &= ~15
-        cs, ss = cpu.half(lay.segs + 24) & 0xFFFF, cpu.half(lay.segs + 48) & 0xFFFF
+        cs, ss = cpu.selector(CS), cpu.selector(SS)
         flags = cpu.rflags
         pushed = flags | _RF if fault else flags
         frame = struct.pack("<5Q", cpu.rip, cs, pushed, old_rsp, ss)
@@ -158,22 +159,14 @@ class InterruptDelivery:
         cpu.regs[4] = rsp
         cpu.rip = target
         self._new_flags(kind)
-        self._set_segment(_CS, selector & ~3 | new_cpl, 0, 0xFFFF_FFFF, (code >> 32) & 0xF0FF00)
+        cpu.set_segment(CS, selector & ~3 | new_cpl, 0, 0xFFFF_FFFF, segment_flags(code))
         if new_cpl != cpl:
-            self._set_segment(_SS, new_cpl, 0, 0, 0)
+            cpu.set_segment(SS, new_cpl, 0, 0, 0)
         cpu.hflags = mode_flags(cpu, new_cpl, shadow=False)
 
     def _new_flags(self, kind: int) -> None:
         clear = _TF | _NT | _RF | _VM | (_IF if kind == _INTERRUPT_GATE else 0)
         self._cpu.eflags_system &= ~clear
-
-    def _set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
-        cpu = self._cpu
-        offset = cpu.layout.segs + 24 * index
-        cpu.set_half(offset, selector)
-        cpu.set_word(offset + 8, base)
-        cpu.set_half(offset + 16, limit)
-        cpu.set_half(offset + 20, flags)
 
     def _descriptor(self, selector: int, vector: int = Vector.GP) -> int:
         cpu, lay = self._cpu, self._cpu.layout
@@ -220,17 +213,17 @@ class InterruptDelivery:
         new_cpl = cpl if code >> 42 & 1 else dpl
         if new_cpl > cpl:
             raise GuestFault(Vector.GP, selector & 0xFFFC)
-        ss_base, esp = cpu.word(lay.segs + 48 + 8), cpu.regs[4] & 0xFFFF_FFFF
-        words = [cpu.rip, cpu.half(lay.segs + 24) & 0xFFFF, cpu.rflags]
+        ss_base, esp = cpu.segment_base(SS), cpu.regs[4] & 0xFFFF_FFFF
+        words = [cpu.rip, cpu.selector(CS), cpu.rflags]
         new_ss = None
         if new_cpl != cpl:
             tss = cpu.word(lay.tr + 8)
             esp_ss = p.read_system(tss + 4 + 8 * new_cpl, 8)
             stack, selector_ss = struct.unpack("<II", esp_ss)
-            words += [esp, cpu.half(lay.segs + 48) & 0xFFFF]
+            words += [esp, cpu.selector(SS)]
             descriptor = self._descriptor(selector_ss & 0xFFFF, 10)
             new_ss = (selector_ss & 0xFFFF, descriptor)
-            esp, ss_base = stack, _base(descriptor)
+            esp, ss_base = stack, segment_base(descriptor)
         if error_code is not None:
             words.insert(0, error_code)
         frame = struct.pack(f"<{len(words)}I", *(w & 0xFFFF_FFFF for w in words))
@@ -239,12 +232,14 @@ class InterruptDelivery:
         cpu.regs[4] = esp
         cpu.rip = target
         self._new_flags(kind)
-        flags = (code >> 32) & 0xF0FF00
-        self._set_segment(_CS, selector & ~3 | new_cpl, _base(code), _limit(code), flags)
+        flags = segment_flags(code)
+        cpu.set_segment(CS, selector & ~3 | new_cpl, segment_base(code), segment_limit(code), flags)
         if new_ss is not None:
             ss_selector, descriptor = new_ss
-            ss_flags = (descriptor >> 32) & 0xF0FF00
-            self._set_segment(_SS, ss_selector, _base(descriptor), _limit(descriptor), ss_flags)
+            ss_flags = segment_flags(descriptor)
+            cpu.set_segment(
+                SS, ss_selector, segment_base(descriptor), segment_limit(descriptor), ss_flags
+            )
         cpu.hflags = mode_flags(cpu, new_cpl, shadow=False)
 
     def _deliver_real(self, vector: int) -> None:
@@ -254,21 +249,10 @@ class InterruptDelivery:
         base = cpu.word(lay.idt + 8)
         ip, cs = struct.unpack("<HH", p.read_system(base + vector * 4, 4))
         sp = (cpu.regs[4] - 6) & 0xFFFF
-        frame = struct.pack(
-            "<3H", cpu.rip & 0xFFFF, cpu.half(lay.segs + 24) & 0xFFFF, cpu.rflags & 0xFFFF
-        )
-        p.write_system(cpu.word(lay.segs + 48 + 8) + sp, frame, 0)
+        frame = struct.pack("<3H", cpu.rip & 0xFFFF, cpu.selector(CS), cpu.rflags & 0xFFFF)
+        p.write_system(cpu.segment_base(SS) + sp, frame, 0)
         cpu.regs[4] = cpu.regs[4] & ~0xFFFF | sp
         cpu.rip = ip
         cpu.eflags_system &= ~(_TF | _IF | _RF)
-        self._set_segment(_CS, cs, cs << 4, 0xFFFF, engine_flags(0x9B))
+        cpu.set_segment(CS, cs, cs << 4, 0xFFFF, engine_flags(0x9B))
         cpu.hflags = mode_flags(cpu, 0, shadow=False)
-
-
-def _base(descriptor: int) -> int:
-    return (descriptor >> 16) & 0xFF_FFFF | (descriptor >> 32) & 0xFF00_0000
-
-
-def _limit(descriptor: int) -> int:
-    limit = (descriptor & 0xFFFF) | (descriptor >> 32) & 0xF_0000
-    return limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit

@@ -14,18 +14,15 @@ import capstone
 from capstone import x86 as cs_x86
 
 from svsmd.snp.access import AccessKind
+from svsmd.snp.cpu_unicorn import SS
+from svsmd.snp.engine_layout import HF_CS32, HF_CS64
+from svsmd.snp.register_names import GENERAL
 
 if TYPE_CHECKING:
     from svsmd.snp.cpu_unicorn import UnicornCpu
 
 _RSP, _RBP = 4, 5
-_SS: Final = 2
-_HF_CS32, _HF_CS64 = 1 << 4, 1 << 15
 _MAX_ADDRESS: Final = (1 << 64) - 1
-_REGISTER_NAMES: Final = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +51,9 @@ class OperandDecoder:
         hflags = self._cpu.hflags
         mode = (
             capstone.CS_MODE_64
-            if hflags & _HF_CS64
+            if hflags & HF_CS64
             else capstone.CS_MODE_32
-            if hflags & _HF_CS32
+            if hflags & HF_CS32
             else capstone.CS_MODE_16
         )
         if mode not in self._disassemblers:
@@ -72,13 +69,13 @@ class OperandDecoder:
         name: str = insn.reg_name(number)
         if name in ("rip", "eip"):
             return int(insn.address + insn.size)
-        if name in _REGISTER_NAMES:
-            return self._cpu.regs[_REGISTER_NAMES.index(name)]
+        if name in GENERAL:
+            return self._cpu.regs[GENERAL.index(name)]
         if name.startswith("e"):
-            return self._cpu.regs[_REGISTER_NAMES.index("r" + name[1:])] & 0xFFFF_FFFF
+            return self._cpu.regs[GENERAL.index("r" + name[1:])] & 0xFFFF_FFFF
         if name.endswith("d") and name.startswith("r"):
-            return self._cpu.regs[_REGISTER_NAMES.index(name[:-1])] & 0xFFFF_FFFF
-        return self._cpu.regs[_REGISTER_NAMES.index("r" + name)] & 0xFFFF
+            return self._cpu.regs[GENERAL.index(name[:-1])] & 0xFFFF_FFFF
+        return self._cpu.regs[GENERAL.index("r" + name)] & 0xFFFF
 
     def _segment_base(self, insn: Any, segment: int) -> int:
         names = {
@@ -86,9 +83,9 @@ class OperandDecoder:
             cs_x86.X86_REG_CS: 1, cs_x86.X86_REG_SS: 2, cs_x86.X86_REG_DS: 3,
         }  # fmt: skip
         index = names.get(segment, 3)
-        if self._cpu.hflags & _HF_CS64 and index not in (4, 5):
+        if self._cpu.hflags & HF_CS64 and index not in (4, 5):
             return 0
-        return self._cpu.word(self._cpu.layout.segs + 24 * index + 8)
+        return self._cpu.segment_base(index)
 
     def _explicit(self, insn: Any) -> Iterator[MemoryOperand]:
         operands = insn.operands
@@ -112,12 +109,12 @@ class OperandDecoder:
 
     def _linear(self, base: int, offset: int) -> int:
         """A linear address is as wide as the mode is."""
-        return (base + offset) & (_MAX_ADDRESS if self._cpu.hflags & _HF_CS64 else 0xFFFF_FFFF)
+        return (base + offset) & (_MAX_ADDRESS if self._cpu.hflags & HF_CS64 else 0xFFFF_FFFF)
 
     def _implicit(self, insn: Any) -> Iterator[MemoryOperand]:
-        long_mode = self._cpu.hflags & _HF_CS64
+        long_mode = self._cpu.hflags & HF_CS64
         width = 8 if long_mode else 4
-        base = 0 if long_mode else self._cpu.word(self._cpu.layout.segs + 24 * _SS + 8)
+        base = 0 if long_mode else self._cpu.segment_base(SS)
         mnemonic = insn.mnemonic.split()[-1]
         if mnemonic.startswith(("push", "call", "enter")):
             at = self._linear(base, self._cpu.regs[_RSP] - width)

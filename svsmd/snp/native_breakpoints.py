@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from svsmd.snp.breakpoint import ROOT_MASK, Breakpoint
-from svsmd.snp.engine_layout import SEGMENT_STRIDE, EngineLayout
+from svsmd.snp.engine_layout import EngineLayout
 from svsmd.snp.predicate import MASK, Op, Program
 from svsmd.snp.register_names import CONTROL, GENERAL, LAYOUT_WORDS, SEGMENTS
 
@@ -58,15 +58,15 @@ def _register_operands(layout: EngineLayout) -> Mapping[str, int]:
     return {
         **{name: operand(_Register.WORD, layout.regs + 8 * i) for i, name in enumerate(GENERAL)},
         **{
-            name: operand(_Register.SELECTOR, layout.segs + SEGMENT_STRIDE * i)
+            name: operand(_Register.SELECTOR, layout.segment(i))
             for i, name in enumerate(SEGMENTS)
         },
         **{
-            f"{name}_base": operand(_Register.WORD, layout.segs + SEGMENT_STRIDE * i + 8)
+            f"{name}_base": operand(_Register.WORD, layout.segment(i) + 8)
             for i, name in enumerate(SEGMENTS)
         },
         **{
-            f"{name}_limit": operand(_Register.HALF, layout.segs + SEGMENT_STRIDE * i + 16)
+            f"{name}_limit": operand(_Register.HALF, layout.segment(i) + 16)
             for i, name in enumerate(SEGMENTS)
         },
         **{name: operand(_Register.WORD, layout.cr + 8 * i) for name, i in CONTROL.items()},

@@ -27,7 +27,7 @@ from svsmd.snp.engine_callbacks import (
     address_of,
     sparse,
 )
-from svsmd.snp.engine_layout import BLOCK_HEADER, SEGMENT_STRIDE, EngineMismatch
+from svsmd.snp.engine_layout import BLOCK_HEADER, EngineMismatch
 from svsmd.snp.engine_regions import ram_regions, replace_search
 from svsmd.snp.native_breakpoints import Site
 from svsmd.snp.secure_tsc import TSC_SCALE_ONE
@@ -172,7 +172,7 @@ class NativeCallbacks(EngineCallbacks):
         shared.env, shared.cpu = layout.env, layout.cpu
         shared.header = BLOCK_HEADER
         shared.eip = layout.eip
-        shared.cs_base = layout.segs + _CS * SEGMENT_STRIDE + 8
+        shared.cs_base = layout.segment(_CS) + 8
         shared.error_code = layout.error_code
         shared.exception_is_int = layout.exception_is_int
         shared.tsc_aux = layout.tsc_aux

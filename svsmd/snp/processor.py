@@ -18,9 +18,10 @@ from functools import partial
 from typing import Final
 
 from svsmd.snp.access import AccessKind
-from svsmd.snp.cpu_unicorn import HOST_BASE, RCX, UnicornCpu
+from svsmd.snp.cpu_unicorn import CS, HOST_BASE, RCX, UnicornCpu
 from svsmd.snp.debug_support import DebugSupport, Watch
 from svsmd.snp.engine_callbacks import EngineExit, Trap
+from svsmd.snp.engine_layout import HF_CS32
 from svsmd.snp.entropy import EntropySource
 from svsmd.snp.exits import (
     Cr8WriteTrap,
@@ -79,7 +80,6 @@ _DR6_ONES: Final = 0xFFFF_0FF0
 _CR4_DE: Final = 1 << 3
 _CODE_L: Final = 1 << 21
 """Bit L of a code segment in the engine's descriptor layout."""
-_HF_CS32: Final = 1 << 4
 _CF: Final = 1 << 0
 _ZF: Final = 1 << 6
 _STRING_OPCODES: Final = frozenset((*range(0xA4, 0xA8), *range(0xAA, 0xB0)))
@@ -620,7 +620,7 @@ class Processor:
         """Of the bits of an address; `other`: the instruction has an address-size prefix."""
         if self.paging_is_long():
             return 0xFFFF_FFFF if other else (1 << 64) - 1
-        return 0xFFFF_FFFF if bool(self.cpu.hflags & _HF_CS32) != other else 0xFFFF
+        return 0xFFFF_FFFF if bool(self.cpu.hflags & HF_CS32) != other else 0xFFFF
 
     def _undefined(self) -> bool:
         self.delivery.raise_exception(Vector.UD, None)
@@ -809,7 +809,7 @@ class Processor:
         efer = cpu.word(lay.efer)
         turned = (value ^ cpu.cr[0]) & CR0_PG
         if turned and value & CR0_PG and efer & _EFER_LME:
-            if not cpu.cr[4] & CR4_PAE or cpu.half(lay.segs + 24 + 20) & _CODE_L:
+            if not cpu.cr[4] & CR4_PAE or cpu.half(lay.segment(CS) + 20) & _CODE_L:
                 raise GuestFault(Vector.GP, 0)
             efer |= _EFER_LMA
         elif turned and not value & CR0_PG:

@@ -40,7 +40,13 @@ from svsmd.snp.engine_callbacks import (
     Stop,
     Trap,
 )
-from svsmd.snp.engine_layout import JUMP_CACHE_SLOTS, NEXT_FLAGS, SEGMENT_STRIDE, jump_cache_slot
+from svsmd.snp.engine_layout import (
+    HF_CS32,
+    HF_CS64,
+    JUMP_CACHE_SLOTS,
+    NEXT_FLAGS,
+    jump_cache_slot,
+)
 from svsmd.snp.engine_regions import ram_regions
 from svsmd.snp.secure_tsc import TSC_SCALE_ONE
 from svsmd.snp.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -70,8 +76,8 @@ _BLOCK_FLAGS: Final = _IOPL | _TF | _RF | _VM | _AC
 _ARITHMETIC: Final = 0x8D5
 _CC_OP_EFLAGS: Final = 1
 _HF_CPL: Final = 3
-_HF_INHIBIT_IRQ, _HF_CS32, _HF_SS32, _HF_ADDSEG = 1 << 3, 1 << 4, 1 << 5, 1 << 6
-_HF_LMA, _HF_CS64 = 1 << 14, 1 << 15
+_HF_INHIBIT_IRQ, _HF_SS32, _HF_ADDSEG = 1 << 3, 1 << 5, 1 << 6
+_HF_LMA: Final = 1 << 14
 _HF_IOBPT: Final = 1 << 24
 _VC_IOIO: Final = 0x7B
 _DR6, _DR7 = 6, 7
@@ -227,7 +233,7 @@ class PythonCallbacks(EngineCallbacks):
         self._regs = (ctypes.c_uint64 * _GPRS).from_address(lay.env + lay.regs)
         self._dr = (ctypes.c_uint64 * 8).from_address(lay.env + lay.dr)
         self._rip, self._eflags, self._hflags = lay.eip // 8, lay.eflags // 8, lay.hflags // 4
-        self._cs_base = (lay.segs + _CS * SEGMENT_STRIDE + 8) // 8
+        self._cs_base = (lay.segment(_CS) + 8) // 8
         self._records = (ctypes.c_uint64 * JUMP_CACHE_SLOTS).from_address(lay.cpu + lay.jump_cache)
         self._read_eflags = engine.internal("helper_read_eflags")
         self._read_eflags.restype = ctypes.c_uint64
@@ -552,16 +558,16 @@ class PythonCallbacks(EngineCallbacks):
         if hflags & _HF_LMA:
             regs[_RCX] = rip + length
             regs[_R11] = flags
-            target = words[(lay.lstar if hflags & _HF_CS64 else lay.cstar) // 8]
+            target = words[(lay.lstar if hflags & HF_CS64 else lay.cstar) // 8]
             self._put_rflags(flags & ~words[lay.fmask // 8])
             self._put_segment(_CS, selector, 0x00A0_9B00)
-            hflags |= _HF_CS64
+            hflags |= HF_CS64
         else:
             regs[_RCX] = (rip + length) & 0xFFFF_FFFF
             target = star & 0xFFFF_FFFF
             self._put_rflags(flags & ~(_IF | _VM))
             self._put_segment(_CS, selector, 0x00C0_9B00)
-        halves[self._hflags] = hflags & ~(_HF_CPL | _HF_ADDSEG) | _HF_CS32 | _HF_SS32
+        halves[self._hflags] = hflags & ~(_HF_CPL | _HF_ADDSEG) | HF_CS32 | _HF_SS32
         words[self._rip] = target - length
         if self.state.stepping:
             self._trap_after(EngineExit.DB, completed=True)
@@ -576,7 +582,7 @@ class PythonCallbacks(EngineCallbacks):
 
     def _put_segment(self, index: int, selector: int, flags: int) -> None:
         """A flat segment."""
-        at = self._layout.segs + SEGMENT_STRIDE * index
+        at = self._layout.segment(index)
         self._halves[at // 4] = selector
         self._words[(at + 8) // 8] = 0
         self._halves[(at + 16) // 4] = 0xFFFF_FFFF

@@ -11,15 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from svsmd.snp.cpu_mode import mode_of
+from svsmd.snp.engine_layout import HF_CS32, HF_CS64
 from svsmd.snp.register_names import CONTROL, GENERAL, MSRS, SEGMENTS
 from svsmd.snp.register_writes import RegisterWrites
-from svsmd.snp.segment_loads import SEGMENT_STRIDE
 
 if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
 
-_HF_CS32: Final = 1 << 4
-_HF_CS64: Final = 1 << 15
 _XMM: Final = struct.Struct("16s48x" * 16)
 _FPU: Final = struct.Struct("<12xIHH8s4x" + "10s6x" * 8)
 """From EFER on: top of stack, status and control word, empty tags, eight registers."""
@@ -51,9 +49,6 @@ class RegisterFile:
         self._writes = RegisterWrites(processor, forget_translations)
         self._xmm = cpu.bytes_at(cpu.layout.xmm, _XMM.size)
         self._fpu = cpu.bytes_at(cpu.layout.efer, _FPU.size)
-        self._selector_offsets = [
-            (cpu.layout.segs + SEGMENT_STRIDE * index) for index in range(len(SEGMENTS))
-        ]
 
     # -- in bulk ----------------------------------------------------------------------------
 
@@ -63,8 +58,7 @@ class RegisterFile:
 
     def selectors(self) -> list[int]:
         """Of ES, CS, SS, DS, FS, GS, LDTR, TR."""
-        cpu = self._cpu
-        return [cpu.half(offset) & 0xFFFF for offset in self._selector_offsets[:8]]
+        return [self._cpu.selector(index) for index in range(8)]
 
     @property
     def linear_rip(self) -> int:
@@ -95,11 +89,11 @@ class RegisterFile:
     def code_bits(self) -> int:
         """Of the code that runs: 64, 32 or 16."""
         flags = self._cpu.hflags
-        return 64 if flags & _HF_CS64 else 32 if flags & _HF_CS32 else 16
+        return 64 if flags & HF_CS64 else 32 if flags & HF_CS32 else 16
 
     def attributes(self, segment: str) -> int:
         """Of a segment, where the second word of a descriptor has them (24593, 4.7)."""
-        return self._cpu.half(self._selector_offsets[SEGMENTS.index(segment)] + 20)
+        return self._cpu.half(self._cpu.layout.segment(SEGMENTS.index(segment)) + 20)
 
     def vectors(self) -> bytes:
         """XMM0 to XMM15, 16 bytes each."""
@@ -149,13 +143,13 @@ class RegisterFile:
                 return self._processor.tsc
         segment, _, part = name.partition("_")
         if segment in SEGMENTS:
-            offset = self._selector_offsets[SEGMENTS.index(segment)]
+            index = SEGMENTS.index(segment)
             if part == "base":
-                return cpu.word(offset + 8)
+                return cpu.segment_base(index)
             if part == "limit":
-                return cpu.half(offset + 16)
+                return cpu.half(lay.segment(index) + 16)
             if not part:
-                return cpu.half(offset) & 0xFFFF
+                return cpu.selector(index)
         raise UnknownRegister(f"there is no register {name}")
 
     def value(self, name: str) -> int:

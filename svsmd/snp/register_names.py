@@ -30,10 +30,11 @@ FPU_POINTERS: Final = ("fiseg", "fioff", "foseg", "fooff", "fop")
 class _FpuFields(NamedTuple):
     top: int
     status: int
+    control: int
     tags: int
     registers: int
 
 
-FPU: Final = _FpuFields(top=12, status=16, tags=20, registers=32)
+FPU: Final = _FpuFields(top=12, status=16, control=18, tags=20, registers=32)
 """Where the engine has x87 state, from EFER on: the top of the stack apart from the status word,
 one byte a tag, and 16 bytes a register, none of them turned by the top."""

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Final
 from unicorn import x86_const as x86
 
 from svsmd.snp.cpu_mode import CpuMode, mode_of
+from svsmd.snp.cpu_unicorn import CS
 from svsmd.snp.faults import GuestFault
+from svsmd.snp.page_walk import EFER_LMA
 from svsmd.snp.register_names import FPU, FPU_POINTERS, GENERAL, MSRS, SEGMENTS
-from svsmd.snp.segment_loads import SEGMENT_STRIDE, load_segment, set_limit
+from svsmd.snp.segment_loads import load_segment, set_limit
 from svsmd.snp.types import PHYSICAL_BITS
 from svsmd.snp.vmsa_state import EFER_SVME, mode_flags
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
 
 _U64: Final = (1 << 64) - 1
-_EFER_LMA: Final = 1 << 10
 _EFLAGS: Final = 0x3F_7FD7
 """Flags that POPF or IRET can set; others keep their value of 0 or 1."""
 _EFLAGS_ONE: Final = 1 << 1
@@ -113,7 +114,7 @@ class RegisterWrites:
 
     def _rip(self, value: int) -> None:
         cpu = self._cpu
-        offset = value - cpu.word(self._segment("cs") + 8) & _U64
+        offset = value - cpu.segment_base(CS) & _U64
         if mode_of(cpu) is CpuMode.LONG_64:
             _check_canonical("rip", offset)
         elif offset >> 32:
@@ -182,7 +183,7 @@ class RegisterWrites:
     def _efer(self, value: int) -> None:
         if not value & EFER_SVME:
             raise ValueError("without SVME, VMRUN would not load this world")
-        if (value ^ self._cpu.word(self._cpu.layout.efer)) & _EFER_LMA:
+        if (value ^ self._cpu.word(self._cpu.layout.efer)) & EFER_LMA:
             raise ValueError("LMA follows from LME and CR0.PG")
         self._paging("efer", self._p.set_efer, value)
 
@@ -221,9 +222,6 @@ class RegisterWrites:
 
     # -- segments ---------------------------------------------------------------------------
 
-    def _segment(self, name: str) -> int:
-        return self._cpu.layout.segs + SEGMENT_STRIDE * SEGMENTS.index(name)
-
     def _base(self, name: str, value: int) -> None:
         if name in ("es", "cs", "ss", "ds"):
             _check_width(f"{name}_base", value, 32)
@@ -231,7 +229,7 @@ class RegisterWrites:
                 raise ValueError("64-bit code has no CS base")
         else:
             _check_canonical(f"{name}_base", value)
-        self._cpu.set_word(self._segment(name) + 8, value)
+        self._cpu.set_word(self._cpu.layout.segment(SEGMENTS.index(name)) + 8, value)
         self._derive()
 
     def _derive(self) -> None:

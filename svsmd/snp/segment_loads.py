@@ -17,17 +17,20 @@ from svsmd.snp.cpu_mode import CpuMode, mode_of
 from svsmd.snp.page_walk import EFER_LMA
 from svsmd.snp.predicate import NoValue
 from svsmd.snp.register_names import SEGMENTS
+from svsmd.snp.segment_descriptor import (
+    GRANULARITY,
+    segment_base,
+    segment_flags,
+    segment_limit,
+)
 from svsmd.snp.vmsa_state import mode_flags
 
 if TYPE_CHECKING:
     from svsmd.snp.processor import Processor
 
-SEGMENT_STRIDE: Final = 24
-"""Bytes of one in the engine's state: selector, base, limit and attributes."""
 # The second word of a descriptor.
 _ACCESSED, _WRITABLE, _CONFORMING, _CODE = 1 << 8, 1 << 9, 1 << 10, 1 << 11
-_S, _PRESENT, _LONG, _BIG, _GRANULARITY = 1 << 12, 1 << 15, 1 << 21, 1 << 22, 1 << 23
-_ATTRIBUTES: Final = 0xF0_FF00
+_S, _PRESENT, _LONG, _BIG = 1 << 12, 1 << 15, 1 << 21, 1 << 22
 _TYPE_SHIFT, _DPL_SHIFT = 8, 13
 _LDT, _TSS16, _TSS, _BUSY = 2, 1, 9, 2
 _NULL: Final = 0xFFFC
@@ -76,11 +79,7 @@ def load_segment(processor: Processor, name: str, selector: int) -> None:
             cpl = selector & 3
         else:
             descriptor = _data_segment(processor, name, selector)
-        offset = _offset(processor, name)
-        cpu.set_half(offset, selector)
-        cpu.set_word(offset + 8, descriptor.base)
-        cpu.set_half(offset + 16, descriptor.limit)
-        cpu.set_half(offset + 20, descriptor.attributes)
+        cpu.set_segment(SEGMENTS.index(name), selector, *descriptor)
     cpu.hflags = mode_flags(cpu, cpl, shadow=cpu.interrupt_shadow)
 
 
@@ -96,15 +95,15 @@ def set_limit(processor: Processor, name: str, value: int) -> None:
             raise ValueError(f"a limit above 0xfffff counts pages, and ends in fff: {value:#x}")
         attributes = cpu.half(offset + 20)
         if value >> 20:
-            attributes |= _GRANULARITY
+            attributes |= GRANULARITY
         elif not pages:
-            attributes &= ~_GRANULARITY
+            attributes &= ~GRANULARITY
         cpu.set_half(offset + 20, attributes)
     cpu.set_half(offset + 16, value)
 
 
 def _offset(processor: Processor, name: str) -> int:
-    return processor.cpu.layout.segs + SEGMENT_STRIDE * SEGMENTS.index(name)
+    return processor.cpu.layout.segment(SEGMENTS.index(name))
 
 
 def _is_null(selector: int) -> bool:
@@ -194,14 +193,10 @@ def _descriptor(processor: Processor, selector: int, *, system: bool = False) ->
     except NoValue as error:
         raise ValueError(f"the {title} descriptor table: {error}") from None
     low, high = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
-    second = low >> 32
-    start = low >> 16 & 0xFF_FFFF | second & 0xFF00_0000 | (high & 0xFFFF_FFFF) << 32
-    extent = low & 0xFFFF | second & 0xF_0000
-    if second & _GRANULARITY:
-        extent = extent << 12 | 0xFFF
-    attributes = second & _ATTRIBUTES
+    attributes = segment_flags(low)
     if not attributes & _PRESENT:
         raise ValueError(f"the segment of {selector:#x} is not present")
     if not system:
         attributes |= _ACCESSED
-    return _Descriptor(start, extent, attributes)
+    base = segment_base(low) | (high & 0xFFFF_FFFF) << 32
+    return _Descriptor(base, segment_limit(low), attributes)

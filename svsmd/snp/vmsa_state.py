@@ -12,27 +12,20 @@ from typing import Final
 
 from unicorn import x86_const as x86
 
-from svsmd.snp.cpu_unicorn import UnicornCpu
-from svsmd.snp.engine_layout import EngineLayout
+from svsmd.snp.cpu_unicorn import CS, DS, ES, SS, UnicornCpu
+from svsmd.snp.engine_layout import HF_CS32, HF_CS64, EngineLayout
 from svsmd.snp.page_walk import EFER_LMA
+from svsmd.snp.register_names import CONTROL, FPU, GENERAL, SEGMENTS
 from svsmd.snp.types import PHYSICAL_BITS
 from svsmd.snp.vmsa import DR7_RESET, XMM_COUNT, XMM_SIZE, Cr0, Cr4, Efer, Vmsa
 
 EFER_SVME: Final = 1 << 12
-_GPRS: Final = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
 _MSRS: Final = (
     ("star", "star"), ("lstar", "lstar"), ("cstar", "cstar"), ("sfmask", "fmask"),
     ("kernel_gs_base", "kernel_gs_base"), ("sysenter_esp", "sysenter_esp"),
     ("sysenter_eip", "sysenter_eip"), ("g_pat", "pat"), ("xcr0", "xcr0"),
 )  # fmt: skip
 """The VMSA's name and the engine's of those that are copied as they are."""
-_SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
-"""In the engine's order. Those of the VMSA lie in an order of their own."""
-_SEGMENT_SIZE: Final = 24
-"""Bytes of one in the engine's state: selector, base, limit and flags."""
 _XMM_STRIDE: Final = 64
 _VMSA_XMM: Final = struct.Struct(f"{XMM_SIZE}s" * XMM_COUNT)
 _ENGINE_XMM: Final = struct.Struct(f"{XMM_SIZE}s{_XMM_STRIDE - XMM_SIZE}x" * XMM_COUNT)
@@ -41,8 +34,8 @@ _VMSA_X87: Final = struct.Struct("10s" * 8)
 _ENGINE_X87: Final = struct.Struct("10s6x" * 8)
 
 # hflags of the engine, as far as they follow from the architectural state.
-_HF_CS32, _HF_SS32, _HF_ADDSEG, _HF_PE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
-_HF_TF, _HF_LMA, _HF_CS64, _HF_SVME, _HF_GUEST = 1 << 8, 1 << 14, 1 << 15, 1 << 20, 1 << 21
+_HF_SS32, _HF_ADDSEG, _HF_PE = 1 << 5, 1 << 6, 1 << 7
+_HF_TF, _HF_LMA, _HF_SVME, _HF_GUEST = 1 << 8, 1 << 14, 1 << 20, 1 << 21
 _HF_OSFXSR, _HF_SMAP = 1 << 22, 1 << 23
 _HF_INHIBIT_IRQ: Final = 1 << 3
 _VINTR_SHADOW: Final = 1 << 10
@@ -55,11 +48,8 @@ _MXCSR: Final = 0xFFFF
 _ATTRIB_L, _ATTRIB_B = 1 << 9, 1 << 10
 _EFLAGS_VM: Final = 1 << 17
 
-# The FPU lies between EFER and MXCSR: control and status words, tags, eight 16-byte registers.
-_FPSTT, _FPUC, _FPTAGS = 12, 18, 20
 _TOP_AND_STATUS: Final = struct.Struct("<IH")
 _CONTROL: Final = struct.Struct("<H")
-_FPREGS: Final = 32
 _FSW_TOP_SHIFT: Final = 11
 _FSW_TOP: Final = 7 << _FSW_TOP_SHIFT
 
@@ -121,19 +111,19 @@ def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
     """The engine's hflags for the state that is loaded."""
     lay = cpu.layout
     cr0, cr4, efer = cpu.cr[0], cpu.cr[4], cpu.word(lay.efer)
-    cs = vmsa_attributes(cpu.half(lay.segs + _SEGMENT_SIZE * 1 + 20))
-    ss = vmsa_attributes(cpu.half(lay.segs + _SEGMENT_SIZE * 2 + 20))
+    cs = vmsa_attributes(cpu.half(lay.segment(CS) + 20))
+    ss = vmsa_attributes(cpu.half(lay.segment(SS) + 20))
     flags = cpl | _HF_SVME | _HF_GUEST | (cr0 & 0xE) << 8 | (cr0 & 1) << 7
     if efer & EFER_LMA:
         flags |= _HF_LMA
     if efer & EFER_LMA and cs & _ATTRIB_L:
-        flags |= _HF_CS64 | _HF_CS32 | _HF_SS32
+        flags |= HF_CS64 | HF_CS32 | _HF_SS32
     else:
         if cs & _ATTRIB_B:
-            flags |= _HF_CS32
+            flags |= HF_CS32
         if ss & _ATTRIB_B:
             flags |= _HF_SS32
-        bases = [cpu.word(lay.segs + _SEGMENT_SIZE * index + 8) for index in (0, 2, 3)]
+        bases = [cpu.segment_base(index) for index in (ES, SS, DS)]
         if not cr0 & 1 or cpu.eflags_system & _EFLAGS_VM or not cs & _ATTRIB_B or any(bases):
             flags |= _HF_ADDSEG
     if cr4 & 1 << 9:
@@ -151,8 +141,8 @@ def mode_flags(cpu: UnicornCpu, cpl: int, *, shadow: bool) -> int:
 def _copied(lay: EngineLayout) -> tuple[tuple[int, int], ...]:
     """Which quadword of a VMSA is which one of the engine's state, where nothing else is to do."""
     places = [("rip", lay.eip)]
-    places += [(name, lay.regs + 8 * index) for index, name in enumerate(_GPRS)]
-    places += [(f"cr{index}", lay.cr + 8 * index) for index in (0, 2, 3, 4)]
+    places += [(name, lay.regs + 8 * index) for index, name in enumerate(GENERAL)]
+    places += [(name, lay.cr + 8 * index) for name, index in CONTROL.items()]
     # DR7 is intercepted and stays in the VMSA: the engine's own breakpoints are never armed by it.
     places += [(f"dr{index}", lay.dr + 8 * index) for index in (0, 1, 2, 3, 6)]
     places += [(name, getattr(lay, there)) for name, there in _MSRS]
@@ -163,8 +153,8 @@ def _copied(lay: EngineLayout) -> tuple[tuple[int, int], ...]:
 def _segments(lay: EngineLayout) -> tuple[tuple[int, int], ...]:
     """First quadword of each segment in a VMSA, and in the engine's state."""
     return tuple(
-        (Vmsa.FIELDS[name].offset // 8, (lay.segs + _SEGMENT_SIZE * index) // 8)
-        for index, name in enumerate(_SEGMENTS)
+        (Vmsa.FIELDS[name].offset // 8, lay.segment(index) // 8)
+        for index, name in enumerate(SEGMENTS)
     )
 
 
@@ -224,19 +214,19 @@ def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     base = lay.efer
     status, control, mxcsr = vmsa.x87_fsw, vmsa.x87_fcw, vmsa.mxcsr & _MXCSR
     top = (status & _FSW_TOP) >> _FSW_TOP_SHIFT
-    _TOP_AND_STATUS.pack_into(state, base + _FPSTT, top, status & ~_FSW_TOP)
+    _TOP_AND_STATUS.pack_into(state, base + FPU.top, top, status & ~_FSW_TOP)
     tags = vmsa.x87_ftw
-    state[base + _FPTAGS : base + _FPTAGS + 8] = bytes(
+    state[base + FPU.tags : base + FPU.tags + 8] = bytes(
         [tags >> shift & 3 == 3 for shift in range(0, 16, 2)]
     )
     stack = _VMSA_X87.unpack_from(memory, Vmsa.fpreg_x87.offset)
     # Register 0 of the stack is the one that TOP names.
-    _ENGINE_X87.pack_into(state, base + _FPREGS, *stack[8 - top :], *stack[: 8 - top])
+    _ENGINE_X87.pack_into(state, base + FPU.registers, *stack[8 - top :], *stack[: 8 - top])
     xmm = _VMSA_XMM.unpack_from(memory, Vmsa.fpreg_xmm.offset)
     _ENGINE_XMM.pack_into(state, lay.xmm, *xmm)
     # The rounding modes that follow from the control words live elsewhere in the engine, and are
     # right as long as the control words are the same.
-    if control != _CONTROL.unpack_from(state, base + _FPUC)[0]:
+    if control != _CONTROL.unpack_from(state, base + FPU.control)[0]:
         cpu.reg_write(x86.UC_X86_REG_FPCW, control)
     if mxcsr != cpu.half(lay.mxcsr):
         cpu.reg_write(x86.UC_X86_REG_MXCSR, mxcsr)
@@ -245,14 +235,14 @@ def _load_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
 def _save_fpu(cpu: UnicornCpu, vmsa: Vmsa) -> None:
     lay, state, memory = cpu.layout, cpu.state, vmsa.memory
     base = lay.efer
-    top, status = _TOP_AND_STATUS.unpack_from(state, base + _FPSTT)
-    (control,) = _CONTROL.unpack_from(state, base + _FPUC)
+    top, status = _TOP_AND_STATUS.unpack_from(state, base + FPU.top)
+    (control,) = _CONTROL.unpack_from(state, base + FPU.control)
     top &= 7
     tags = 0
-    for register, empty in enumerate(state[base + _FPTAGS : base + _FPTAGS + 8]):
+    for register, empty in enumerate(state[base + FPU.tags : base + FPU.tags + 8]):
         if empty:
             tags |= 3 << (2 * register)
-    registers = _ENGINE_X87.unpack_from(state, base + _FPREGS)
+    registers = _ENGINE_X87.unpack_from(state, base + FPU.registers)
     _VMSA_X87.pack_into(memory, Vmsa.fpreg_x87.offset, *registers[top:], *registers[:top])
     vmsa.x87_fsw = status & ~_FSW_TOP | top << _FSW_TOP_SHIFT
     vmsa.x87_fcw = control
