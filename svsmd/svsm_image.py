@@ -10,8 +10,8 @@ from typing import Final
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
+from svsmd.elf_symbols import elf_symbols
 from svsmd.errors import UserError
 from svsmd.snp.types import PAGE_SIZE
 
@@ -102,10 +102,5 @@ def _flat(file: ELFFile) -> bytes:
 
 
 def _symbols(elf: bytes, names: Sequence[str]) -> list[int]:
-    found = {
-        symbol.name: symbol["st_value"]
-        for section in ELFFile(io.BytesIO(elf)).iter_sections()
-        if isinstance(section, SymbolTableSection)
-        for symbol in section.iter_symbols()
-    }
-    return [found[name] for name in names]
+    found = elf_symbols(elf)
+    return [found[name].start for name in names]

@@ -7,13 +7,10 @@ that, and it is the guest's symbols that people give on gdb's command line.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
-
 from svsmd.core.tasks.program_view import ProgramView
+from svsmd.elf_symbols import elf_symbols
 from svsmd.gdbstub.svsm_program import ExitCode, ProgramThread
 from svsmd.gdbstub.target import ANY_WORLD, Thread, ThreadId
 from svsmd.gdbstub.world_filter import PROGRAM_PID
@@ -193,8 +190,5 @@ def _world(vcpu: Vcpu, vmpl: Vmpl) -> World | None:
 
 def _exit_code(kernel: bytes) -> ExitCode:
     """From the gate's way out to the IRETQ that goes on at CPL 3."""
-    table = ELFFile(io.BytesIO(kernel)).get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    symbols = {symbol.name: symbol for symbol in table.iter_symbols()}
-    start, enter = symbols["svsm_gate_action"], symbols["svsm_enter_user"]
-    return ExitCode(start["st_value"], enter["st_value"] + enter["st_size"])
+    symbols = elf_symbols(kernel)
+    return ExitCode(symbols["svsm_gate_action"].start, symbols["svsm_enter_user"].stop)

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Debian's lldb as a client: it knows the protocol from another source than gdb."""
 
-import io
 import re
 import subprocess
 from collections.abc import Callable
 
 import pytest
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
+from svsmd.elf_symbols import elf_symbols
 from svsmd.images import image_path
 from tests.svsmd_process import SECONDS, SvsmdProcess
 from tools.apt_packages import AptError
@@ -31,10 +29,7 @@ def lldb() -> Unpacked:
 
 def address_of(symbol: str) -> int:
     """Of something in the demo guest."""
-    table = ELFFile(io.BytesIO(image_path("demo").read_bytes())).get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    (found,) = table.get_symbol_by_name(symbol) or []
-    return int(found["st_value"])
+    return elf_symbols(image_path("demo").read_bytes())[symbol].start
 
 
 def run_lldb(lldb: Unpacked, machine: SvsmdProcess, *commands: str) -> str:

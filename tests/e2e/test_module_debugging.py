@@ -2,14 +2,12 @@
 """Debugger, panic and end of a machine while its SVSM runs programs."""
 
 import gc
-import io
 import sys
 from pathlib import Path
 
 import pytest
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
+from svsmd.elf_symbols import elf_symbols
 from svsmd.errors import ExitCode
 from svsmd.gdbstub.target import BreakpointKind
 from svsmd.gdbstub.target_xml import G_SPANS, REGISTER_NUMBERS
@@ -24,10 +22,7 @@ FOREVER = program("/bin/spin", arguments=["spin", "1000000"])
 
 def address_of(name: str, symbol: str) -> int:
     """Of a function in a module."""
-    table = ELFFile(io.BytesIO(modules()[name])).get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    (found,) = table.get_symbol_by_name(symbol) or []
-    return int(found["st_value"])
+    return elf_symbols(modules()[name])[symbol].start
 
 
 def register(target: PlainTarget, name: str, tid: int) -> int:

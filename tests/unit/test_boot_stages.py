@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Both stages of the boot on the real engine, under hosts and launchers that are not honest."""
 
-import io
 import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
 from svsmd import core
 from svsmd.config import MIB
 from svsmd.core.hypervisor import SVSM_REASON_SET, SvsmReason
 from svsmd.core.launch_info import LaunchInfo
 from svsmd.core.port import IMAGE_MAP
+from svsmd.elf_symbols import elf_symbols
 from svsmd.errors import ExitCode
 from svsmd.host.layout import SvsmRegion, ram_ranges
 from svsmd.images import image_path
@@ -98,9 +96,8 @@ def leaf_entry(boot: Boot, root: int, gva: int) -> int:
 
 
 def symbols_of(name: str) -> dict[str, int]:
-    table = ELFFile(io.BytesIO(image_path(name).read_bytes())).get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    return {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+    symbols = elf_symbols(image_path(name).read_bytes())
+    return {symbol: place.start for symbol, place in symbols.items()}
 
 
 @pytest.mark.parametrize("memory", [1024 * MIB + 2 * MIB, 32 * MIB, 3072 * MIB, 8192 * MIB])

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 from elftools.elf.segments import Segment
 
 from svsmd import images
+from svsmd.elf_symbols import elf_symbols
 from svsmd.errors import UserError
 from svsmd.images import IMAGES, ImageMissingError, image_path
 from svsmd.svsm_image import load_svsm_image
@@ -40,9 +40,8 @@ def elf(name: str) -> ELFFile:
 
 
 def symbols(name: str) -> dict[str, int]:
-    table = elf(name).get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    return {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+    found = elf_symbols(image_path(name).read_bytes())
+    return {symbol: place.start for symbol, place in found.items()}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -7,10 +7,10 @@ import io
 
 import pytest
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
 from svsmd.config import MIB, MachineConfig
 from svsmd.core.port import IMAGE_MAP
+from svsmd.elf_symbols import elf_symbols
 from svsmd.errors import ExitCode
 from svsmd.gdbstub.target import BreakpointKind, Signal, Stopped
 from svsmd.host.layout import SvsmRegion
@@ -27,10 +27,8 @@ NCPUS = 2
 
 @pytest.fixture(scope="module")
 def symbols() -> dict[str, int]:
-    file = ELFFile(io.BytesIO(image_path("svsm").read_bytes()))
-    table = file.get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    return {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+    found = elf_symbols(image_path("svsm").read_bytes())
+    return {symbol: place.start for symbol, place in found.items()}
 
 
 @pytest.fixture
