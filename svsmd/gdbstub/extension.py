@@ -15,15 +15,14 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any, Final
 
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
-
 from svsmd.core.request_loop import CAA_CALL_PENDING, CAA_MEM_AVAILABLE
+from svsmd.elf_symbols import elf_symbols
 from svsmd.gdbstub.catchpoints import SIGNALS
 from svsmd.images import image_path
 from svsmd.snp.events import CLASSES
 from svsmd.snp.events.classes import COMMON
 from svsmd.snp.ghcb import Ghcb, GhcbExit
+from svsmd.snp.interrupt_delivery import ERROR_CODE_VECTORS
 from svsmd.snp.page_view import PageView
 from svsmd.snp.types import C_BIT
 from svsmd.snp.vmsa import Cr0, Cr4, Efer, SevFeatures, Vmsa
@@ -61,6 +60,7 @@ def catalogue() -> dict[str, Any]:
     """What `svsmd_gdb.catalogue` is made of."""
     return {
         "c_bit": C_BIT,
+        "error_codes": sorted(ERROR_CODE_VECTORS),
         "kernel": _kernel(),
         "structures": {
             "vmsa": _fields(Vmsa),
@@ -85,15 +85,12 @@ def catalogue() -> dict[str, Any]:
 
 
 def _kernel() -> dict[str, int]:
-    with image_path("svsm").open("rb") as file:
-        table = ELFFile(file).get_section_by_name(".symtab")
-        assert isinstance(table, SymbolTableSection)
-        symbols = {symbol.name: symbol for symbol in table.iter_symbols()}
+    symbols = elf_symbols(image_path("svsm").read_bytes())
     gate = symbols["svsm_gate_loop"]
     return {
-        "gate": gate["st_value"],
-        "gate_end": gate["st_value"] + gate["st_size"],
-        "saved": symbols["svsm_exception_gate"]["st_value"],
+        "gate": gate.start,
+        "gate_end": gate.stop,
+        "saved": symbols["svsm_exception_gate"].start,
     }
 
 

@@ -25,4 +25,4 @@ def register(data: Mapping[str, Any]) -> None:
     functions.register(catalogue)
     printers.register(catalogue)
     system_calls.register_all(catalogue.kernel)
-    handlers.register_all()
+    handlers.register_all(catalogue.error_codes)

@@ -57,10 +57,11 @@ class Kernel:
 class Catalogue:
     """Structures by name, names of bits by register, names of exit codes, classes of events.
 
-    `c_bit` is that bit of a guest-physical address.
+    `c_bit` is that bit of a guest-physical address, `error_codes` are the vectors that push one.
     """
 
     c_bit: int
+    error_codes: frozenset[int]
     kernel: Kernel
     structures: Mapping[str, tuple[Field, ...]]
     flags: Mapping[str, Mapping[str, int]]
@@ -79,6 +80,7 @@ class Catalogue:
         }
         return cls(
             data["c_bit"],
+            frozenset(data["error_codes"]),
             Kernel(**data["kernel"]),
             structures,
             data["flags"],

@@ -159,8 +159,8 @@ class _Vmsa(gdb.Command):
                 print(line)
 
     def complete(self, text: str, word: str | None) -> Sequence[str]:
-        before = text.removeprefix("/a").split(" ")
-        return _vcpus(text) if len([part for part in before[:-1] if part]) == 0 else list("0123")
+        before = text.removeprefix("/a").split(" ")[:-1]
+        return list("0123") if any(before) else _vcpus(text)
 
 
 class _Caa(gdb.Command):
@@ -234,10 +234,7 @@ def _of_vcpu(rows: Iterable[remote.Row], vcpu: str | None) -> list[remote.Row]:
 
 def _selected_vcpu() -> int:
     """The vCPU of the selected thread; that of a program has it loaded."""
-    thread = gdb.selected_thread()
-    if thread is None:
-        raise gdb.GdbError("no thread is selected")
-    pid, tid, _ = thread.ptid
+    pid, tid = remote.selected()
     if pid < remote.FIRST_PROGRAM:
         return tid - 1
     core = next((each.core for each in remote.threads() if each.pid == pid), None)

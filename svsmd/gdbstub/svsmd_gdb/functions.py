@@ -48,13 +48,8 @@ class _Vmpl(gdb.Function):
         super().__init__("_svsm_vmpl")
 
     def invoke(self, *args: gdb.Value) -> int:
-        thread = gdb.selected_thread()
-        if thread is None:
-            raise gdb.GdbError("no thread is selected")
-        pid = thread.ptid[0]
-        if pid >= remote.FIRST_PROGRAM:
-            return 0
-        return pid - 1
+        pid, _ = remote.selected()
+        return 0 if pid >= remote.FIRST_PROGRAM else pid - 1
 
 
 class _Task(gdb.Function):
@@ -67,10 +62,8 @@ class _Task(gdb.Function):
         super().__init__("_svsm_task")
 
     def invoke(self, *args: gdb.Value) -> int:
-        thread = gdb.selected_thread()
-        if thread is None:
-            raise gdb.GdbError("no thread is selected")
-        return max(0, thread.ptid[0] - remote.FIRST_PROGRAM)
+        pid, _ = remote.selected()
+        return max(0, pid - remote.FIRST_PROGRAM)
 
 
 class _Gpa(gdb.Function):

@@ -21,8 +21,6 @@ import gdb.unwinder
 from .inferior_memory import WORD, FrameId, read, register, value
 
 _VC = 29
-_HAS_ERROR_CODE = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
-"""Vectors with which the CPU pushes an error code."""
 _UPPER_HALF = 1 << 63
 _GATE = struct.Struct("<HHHHI4x")
 """Bits 15:0 of the address, selector, stack and type, bits 31:16 and 63:32."""
@@ -40,8 +38,9 @@ _LONGEST = 24
 class _Unwinder(gdb.unwinder.Unwinder):
     """From the beginning of an exception handler to what it has interrupted."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_error_code: frozenset[int]) -> None:
         super().__init__("svsmd-exception-handler")
+        self._with_error_code = with_error_code
 
     def __call__(self, pending_frame: gdb.PendingFrame) -> gdb.UnwindInfo | None:
         if pending_frame.level() != 0:
@@ -59,7 +58,7 @@ class _Unwinder(gdb.unwinder.Unwinder):
         vector = _vector(pc, table)
         if vector is None or (has_symbols and vector != _VC):
             return None
-        start = rsp + (WORD if vector in _HAS_ERROR_CODE else 0)
+        start = rsp + (WORD if vector in self._with_error_code else 0)
         data = read(start, _FRAME.size)
         if data is None:
             return None
@@ -91,6 +90,6 @@ def _vector(pc: int, table: int) -> int | None:
     return handlers[max(before)] if harmless else None
 
 
-def register_all() -> None:
-    """Make the unwinder known to gdb."""
-    gdb.unwinder.register_unwinder(None, _Unwinder(), replace=True)
+def register_all(with_error_code: frozenset[int]) -> None:
+    """Make the unwinder known to gdb; it is told of the vectors that push an error code."""
+    gdb.unwinder.register_unwinder(None, _Unwinder(with_error_code), replace=True)

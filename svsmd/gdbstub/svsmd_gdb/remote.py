@@ -46,14 +46,20 @@ def packet(body: str) -> bytes:
     return reply
 
 
-def select_thread() -> None:
-    """Tell the stub which thread the next questions are about."""
-    if not is_connected():
-        raise gdb.GdbError(_NOT_CONNECTED)
+def selected() -> tuple[int, int]:
+    """Process and thread that gdb has selected."""
     thread = gdb.selected_thread()
     if thread is None:
         raise gdb.GdbError("no thread is selected")
     pid, tid, _ = thread.ptid
+    return pid, tid
+
+
+def select_thread() -> None:
+    """Tell the stub which thread the next questions are about."""
+    if not is_connected():
+        raise gdb.GdbError(_NOT_CONNECTED)
+    pid, tid = selected()
     packet(f"T{tid:x}" if pid == _NO_PROCESSES else f"Tp{pid:x}.{tid:x}")
 
 
