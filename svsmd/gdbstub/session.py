@@ -407,13 +407,13 @@ class Session:
         # for ever. What is printed before a stop it shows.
         thread = readers.thread_to_run(self._context, args)
         stop = Stopped(thread.tid, Signal.NONE, pid=thread.pid)
-        told = self._tell_news() + b"".join(map(encode, console_packets(f"{text}\n".encode())))
+        told = self._tell_news() + _line(text)
         return told + self._packet(resume.report_stop(self._context, stop))
 
     def _tell_news(self) -> bytes:
         """What the user has to know; while the client waits, or has given a `monitor` command."""
         words, self._news = self._news, ""
-        return b"".join(map(encode, console_packets(f"{words}\n".encode()))) if words else b""
+        return _line(words) if words else b""
 
     def _console_packets(self) -> bytes:
         """What a handler has to say before its reply."""
@@ -449,3 +449,8 @@ class Session:
         if b"error-message+" in self._context.client_features:
             return self._packet(b"E." + text.encode("utf-8", "replace"))
         return self._packet(b"E%02x" % errno.value)
+
+
+def _line(text: str) -> bytes:
+    """Packets that show the user a line."""
+    return b"".join(map(encode, console_packets(f"{text}\n".encode())))

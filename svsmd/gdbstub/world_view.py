@@ -18,7 +18,7 @@ from svsmd.host.vcpu import DR7_AFTER_RESET, Activity, World
 from svsmd.snp.cpu_unicorn import RBP, RSP
 from svsmd.snp.faults import GuestFault, NestedFault
 from svsmd.snp.register_file import RegisterFile, UnknownRegister
-from svsmd.snp.register_writes import ReadOnlyRegister
+from svsmd.snp.register_writes import ReadOnlyRegister, check_width
 from svsmd.snp.silicon import Silicon
 from svsmd.snp.types import C_BIT, PAGE_MASK, PAGE_SIZE
 
@@ -201,22 +201,22 @@ class WorldView(View):
         world, registers = self._world, self.load()
         if world is None or registers is None:
             raise TargetError(self._nothing)
-        match name:
-            case "cr8":
-                _check_width("cr8", value, 4)
-                world.plane.apic.task_priority = world.vmcb.v_tpr = value
-            case "dr7":
-                _check_width("dr7", value, 32)
-                world.dr7 = value | DR7_AFTER_RESET
-            case "ghcb_msr":
-                world.vmcb.ghcb_msr = value
-            case _ if name in _READ_ONLY:
-                raise TargetError(f"{name} cannot be written: {_READ_ONLY[name]}")
-            case _:
-                try:
+        try:
+            match name:
+                case "cr8":
+                    check_width("cr8", value, 4)
+                    world.plane.apic.task_priority = world.vmcb.v_tpr = value
+                case "dr7":
+                    check_width("dr7", value, 32)
+                    world.dr7 = value | DR7_AFTER_RESET
+                case "ghcb_msr":
+                    world.vmcb.ghcb_msr = value
+                case _ if name in _READ_ONLY:
+                    raise TargetError(f"{name} cannot be written: {_READ_ONLY[name]}")
+                case _:
                     registers.write(name, value)
-                except (ReadOnlyRegister, ValueError) as error:
-                    raise TargetError(str(error)) from None
+        except (ReadOnlyRegister, ValueError) as error:
+            raise TargetError(str(error)) from None
 
     def code_bits(self) -> int:
         """See View."""
@@ -239,8 +239,3 @@ class WorldView(View):
         if not silicon.memory.contains(spa, left):
             raise TargetError(debugger_refusal(silicon.processor, gva))
         return spa, left
-
-
-def _check_width(name: str, value: int, bits: int) -> None:
-    if value >> bits:
-        raise TargetError(f"{name} has {bits} bits, {value:#x} has more")

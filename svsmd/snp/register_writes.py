@@ -135,15 +135,15 @@ class RegisterWrites:
         self._cpu.bytes_at(at, 16)[:] = list(value.to_bytes(16, "little"))
 
     def _mxcsr(self, value: int) -> None:
-        _check_width("mxcsr", value, 16)
+        check_width("mxcsr", value, 16)
         self._cpu.reg_write(x86.UC_X86_REG_MXCSR, value)
 
     def _fctrl(self, value: int) -> None:
-        _check_width("fctrl", value, 16)
+        check_width("fctrl", value, 16)
         self._cpu.reg_write(x86.UC_X86_REG_FPCW, value)
 
     def _fstat(self, value: int) -> None:
-        _check_width("fstat", value, 16)
+        check_width("fstat", value, 16)
         cpu, fpu = self._cpu, self._fpu
         turn = (value >> 11 & 7) - cpu.half(fpu + FPU.top)
         registers = [bytes(self._fpu_register(n)) for n in range(8)]
@@ -154,7 +154,7 @@ class RegisterWrites:
 
     def _ftag(self, value: int) -> None:
         """Two bits a register, 3 if it is empty; the engine keeps no more of them than that."""
-        _check_width("ftag", value, 16)
+        check_width("ftag", value, 16)
         tags = bytes([value >> shift & 3 == 3 for shift in range(0, 16, 2)])
         self._cpu.bytes_at(self._fpu + FPU.tags, 8)[:] = list(tags)
 
@@ -175,7 +175,7 @@ class RegisterWrites:
         self._cpu.cr[2] = value
 
     def _cr3(self, value: int) -> None:
-        _check_width("cr3", value, PHYSICAL_BITS)
+        check_width("cr3", value, PHYSICAL_BITS)
         self._cpu.cr[3] = value
         self._cpu.flush_tlb()
         self._forget_translations()
@@ -207,11 +207,11 @@ class RegisterWrites:
         if name in _CANONICAL:
             _check_canonical(name, value)
         if name in _32_BITS:
-            _check_width(name, value, 32)
+            check_width(name, value, 32)
         self._cpu.set_word(getattr(self._cpu.layout, MSRS[name]), value)
 
     def _sysenter_cs(self, value: int) -> None:
-        _check_width("sysenter_cs", value, 32)
+        check_width("sysenter_cs", value, 32)
         self._cpu.set_half(self._cpu.layout.sysenter_cs, value)
 
     def _pat(self, value: int) -> None:
@@ -224,7 +224,7 @@ class RegisterWrites:
 
     def _base(self, name: str, value: int) -> None:
         if name in ("es", "cs", "ss", "ds"):
-            _check_width(f"{name}_base", value, 32)
+            check_width(f"{name}_base", value, 32)
             if name == "cs" and value and mode_of(self._cpu) is CpuMode.LONG_64:
                 raise ValueError("64-bit code has no CS base")
         else:
@@ -242,6 +242,7 @@ def _check_canonical(name: str, value: int) -> None:
         raise ValueError(f"{value:#x} is not a canonical address, as {name} has to be")
 
 
-def _check_width(name: str, value: int, bits: int) -> None:
+def check_width(name: str, value: int, bits: int) -> None:
+    """Raises ValueError for a value of a register that has more than so many bits."""
     if value >> bits:
         raise ValueError(f"{name} has {bits} bits, {value:#x} has more")
