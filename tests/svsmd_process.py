@@ -113,6 +113,11 @@ class Program(Expect):
         self._stdin.write(line.encode() + b"\n")
         self._stdin.flush()
 
+    def resume(self) -> None:
+        """Have a gdb continue; it says so."""
+        self.send("continue")
+        self.expect("Continuing")
+
     def interrupt(self) -> None:
         """Ctrl-C."""
         self.send_signal(signal.SIGINT)

@@ -101,8 +101,7 @@ def test_killed_while_the_machine_runs(svsmd: Start, gdb_program: str) -> None:
     console.expect("demo> ")
     for _ in range(3):
         with attached(machine, gdb_program, "break demo_busy_loop if rounds == 1") as gdb:
-            gdb.send("continue")
-            gdb.expect("Continuing")
+            gdb.resume()
             busy(console)
             gdb.kill()
         console.send("x")
@@ -120,8 +119,7 @@ def test_hangs(svsmd: Start, gdb_program: str) -> None:
     for runs in (False, True):
         with attached(machine, gdb_program, "break demo_busy_loop") as hung:
             if runs:
-                hung.send("continue")
-                hung.expect("Continuing")
+                hung.resume()
                 time.sleep(0.5)  # it says so before it does so
             hung.send_signal(signal.SIGSTOP)
             with attached(machine, gdb_program) as other:

@@ -45,8 +45,7 @@ def test_a_reader_looks_while_the_owner_runs_and_stands(svsmd: Start, gdb_progra
     console = machine.console()
     console.expect("demo> ")
     with attached(machine, gdb_program) as owner, attached(machine, gdb_program) as reader:
-        owner.send("continue")
-        owner.expect("Continuing")
+        owner.resume()
         busy(console)
         first = counter(reader)
         assert counter(reader) > first
@@ -101,26 +100,22 @@ def test_a_reader_waits_for_the_owners_stops(svsmd: Start, gdb_program: str) -> 
     console = machine.console()
     console.expect("demo> ")
     with attached(machine, gdb_program, "break demo_busy_loop") as owner:
-        owner.send("continue")
-        owner.expect("Continuing")
+        owner.resume()
         with attached(machine, gdb_program) as reader:
-            reader.send("continue")
-            reader.expect("Continuing")
+            reader.resume()
             time.sleep(0.5)
             reader.interrupt()
             reader.expect("received signal SIGINT")
             reader.send("backtrace")
             reader.expect(r"#\d .*demo_main ")
 
-            reader.send("continue")
-            reader.expect("Continuing")
+            reader.resume()
             console.send("busy\r")
             owner.expect("Breakpoint 1, demo_busy_loop")
             reader.expect(r'Thread 1\.1 "vcpu0/VMPL2" stopped\.\ndemo_busy_loop ')
             # Many stops of the machine, one command of its user's.
             for command in ("next", "stepi 100", "until 29"):
-                reader.send("continue")
-                reader.expect("Continuing")
+                reader.resume()
                 owner.send(command)
                 reader.expect(r'"vcpu0/VMPL2" stopped\.')
                 places = []
@@ -129,10 +124,8 @@ def test_a_reader_waits_for_the_owners_stops(svsmd: Start, gdb_program: str) -> 
                     places.append(gdb.expect(r"pc (0x[0-9a-f]+)\.")[1])
                 assert places[0] == places[1]
             owner.send("delete")
-            owner.send("continue")
-            owner.expect("Continuing")
-            reader.send("continue")
-            reader.expect("Continuing")
+            owner.resume()
+            reader.resume()
             console.send("x")
             console.expect("demo_counter is")
             console.send("off\r")
@@ -164,8 +157,7 @@ def test_the_run_control_changes_hands(svsmd: Start, gdb_program: str) -> None:
         assert counter(two) == counter(one) == stood
         two.send("break demo_main")
         two.send("stepi")
-        two.send("continue")
-        two.expect("Continuing")
+        two.resume()
         time.sleep(0.5)
 
         # By force, while the other one waits: that is told so, and goes on to wait.
@@ -177,8 +169,7 @@ def test_the_run_control_changes_hands(svsmd: Start, gdb_program: str) -> None:
         assert counter(one) == stood
         two.expect(r'"vcpu0/VMPL2" stopped\.')
         assert counter(two) == stood
-        one.send("continue")
-        one.expect("Continuing")
+        one.resume()
         two.send("delete")
         two.send("stepi")
         two.expect(REFUSAL)
@@ -199,8 +190,7 @@ def test_who_lost_the_run_control_at_a_breakpoint(svsmd: Start, gdb_program: str
     console = machine.console()
     console.expect("demo> ")
     with attached(machine, gdb_program, "break demo_busy_loop") as gdb:
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         console.send("busy\r")
         gdb.expect("Breakpoint 1, demo_busy_loop")
         with RawDebugger(machine.gdb_port) as other:

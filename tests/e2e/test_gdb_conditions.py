@@ -26,8 +26,7 @@ def busy(machine: SvsmdProcess, gdb: str) -> Iterator[Program]:
     with Program(machine.gdb_command(gdb, "echo attached\\n", symbols=DEMO)) as session:
         session.expect("^attached")
         session.send("tbreak demo_busy_loop")
-        session.send("continue")
-        session.expect("Continuing")
+        session.resume()
         console.send("busy\r")
         session.expect("Temporary breakpoint 1, demo_busy_loop")
         yield session
@@ -151,8 +150,7 @@ def test_agent_dprintf_while_the_machine_runs(svsmd: Start, gdb_program: str) ->
         gdb.expect("^attached")
         gdb.send("set dprintf-style agent")
         gdb.send('dprintf command_busy,"busy %d\\n", 7')
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         console.send("busy\r")
         gdb.expect("^busy 7\n")
         gdb.interrupt()

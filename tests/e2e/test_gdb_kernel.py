@@ -131,8 +131,7 @@ def test_running_kernel(
     with attached(machine, gdb_program, symbols) as gdb:
         gdb.send(f'break do_sys_openat2 if $_streq((char *)filename, "{OPENED}")')
         gdb.expect("Breakpoint 1 at 0x")
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         console.send(f"cat {OPENED}\r")
         gdb.expect(rf'Breakpoint 1, .*do_sys_openat2 \(dfd=-100, filename=0x\w+ "{OPENED}", how=0x')
         # Behind the program's own frame are those that gdb guesses: nobody knows its code.
@@ -213,8 +212,7 @@ def test_interrupts_of_a_busy_kernel(
             seen |= set(found)
         assert {"entry_SYSCALL_64_after_hwframe", "??"} <= seen
         gdb.send("delete")
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
     console.send("kill %1 %2\r")
     work_and_power_off(machine, console)
 

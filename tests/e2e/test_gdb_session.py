@@ -34,8 +34,7 @@ def test_session(svsmd: Start, gdb_program: str) -> None:
     with attached(machine, gdb_program) as gdb:
         gdb.send("break demo_busy_loop")
         gdb.expect(r"Breakpoint 1 at 0x[0-9a-f]+: file \S*commands\.c, line \d+\.")
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         console.send("busy\r")
         hit = r"Breakpoint 1, demo_busy_loop \(rounds=(?:rounds@entry=)?\d+\) at \S*commands\.c:\d+"
         gdb.expect(hit)
@@ -66,8 +65,7 @@ def test_session(svsmd: Start, gdb_program: str) -> None:
         gdb.send("print demo_counter")
         gdb.expect(r"\$1 = 1000000000$")
 
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         # gdb loses a Ctrl-C between this line of its own and the packet that resumes.
         time.sleep(0.5)
         gdb.interrupt()
@@ -100,8 +98,7 @@ def test_other_watchpoints(svsmd: Start, gdb_program: str, kind: str, title: str
     console.expect("demo> ")
     with attached(machine, gdb_program) as gdb:
         gdb.send(f"{kind} demo_counter")
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         console.send("busy\r")
         gdb.expect(rf"hit Hardware {title}.* watchpoint 1: demo_counter")
         gdb.expect(r"Value = \d+")

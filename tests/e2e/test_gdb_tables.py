@@ -121,8 +121,7 @@ def test_why_of_the_last_fault(svsmd: Start, gdb_program: str) -> None:
     with Program(machine.gdb_command(gdb_program, "echo attached\\n", symbols=DEMO)) as gdb:
         gdb.expect("^attached")
         gdb.send("break demo_busy_loop")
-        gdb.send("continue")
-        gdb.expect("Continuing")
+        gdb.resume()
         console.send("busy\r")
         gdb.expect("Breakpoint 1, ")
         gdb.send("delete")
